@@ -1,0 +1,1 @@
+"""All that a published checkpoint needs: imports only the standard library, torch, transformers and itself."""

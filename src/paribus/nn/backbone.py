@@ -1,0 +1,133 @@
+"""Embedding, blocks and the final norm: the part that every task shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .block import Block
+from .cache import StateCache
+from .config import ParibusConfig
+from .initialization import get_initialization, initialize_module
+from .mixer import Context
+from .norm import make_norm
+from .state import State
+
+
+class ParibusPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every model of this library."""
+
+    config_class = ParibusConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialize_module(module, self.config.initialization)
+
+
+class ParibusModel(ParibusPreTrainedModel):
+    """Token ids or embeddings -> hidden states after the final norm."""
+
+    def __init__(self, config: ParibusConfig) -> None:
+        super().__init__(config)
+        get_initialization(config.initialization)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
+        self.norm = make_norm("rms_norm", config.hidden_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.embedding = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Run the backbone.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, S + T] (past included) or [B, T]: 0 is padding; equal non-zero numbers belong
+                together, so a mask of segment ids packs several documents in a row.
+            inputs_embeds: [B, T, D] in place of ids.
+            past_key_values: what an earlier call returned; a cache of another kind must be empty and is replaced.
+
+        Raises:
+            ValueError: both or neither of ids and embeddings; a cache of another kind that holds tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(past_key_values, use_cache)
+        segments = _segments(attention_mask, x.shape[1])
+        states = cache.states() if cache is not None else [None] * len(self.blocks)
+        hidden_states = [x]
+        context = Context(tables={})
+        for layer, block in enumerate(self.blocks):
+            x, states[layer] = self._block(block, x, segments, states[layer], cache is not None, context)
+            hidden_states.append(x)
+        x = self.norm(x)
+        if cache is not None:
+            cache.store(states, x.shape[1])
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=(*hidden_states[:-1], x) if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _block(
+        self, block: Block, x: Tensor, segments: Tensor | None, state: State, keep_state: bool, context: Context
+    ) -> tuple[Tensor, State]:
+        arguments = (x, segments, state, keep_state, context)
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(block.__call__, *arguments)
+        return block(*arguments)
+
+    def _cache(self, past: StateCache | None, use_cache: bool) -> StateCache | None:
+        if past is not None and not isinstance(past, StateCache):
+            if past.get_seq_length() > 0:
+                raise ValueError(f"past_key_values is a {type(past).__name__} with tokens in it; pass a StateCache")
+            past = None
+        if past is None and use_cache:
+            return StateCache(len(self.blocks))
+        return past
+
+
+def _segments(attention_mask: Tensor | None, T: int) -> Tensor | None:
+    """The segments of the present tokens; None, the fast case, when all of them continue their row."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions; [B, T] is needed")
+    segments = attention_mask[:, -T:]
+    return None if bool((segments == 1).all()) else segments
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of distinct parameters (tied ones once)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def on_meta(config: ParibusConfig, model_class: type[ParibusPreTrainedModel]) -> ParibusPreTrainedModel:
+    """The model without memory or values, to count its parameters."""
+    with torch.device("meta"):
+        return model_class(config)

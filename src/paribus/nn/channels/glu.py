@@ -1,0 +1,46 @@
+"""Gated linear unit: one inner projection gates the other.
+
+    y = W_o (act(W_g x) ⊙ W_u x)
+
+Paper:    Shazeer 2020, arXiv:2002.05202
+Differs:  nothing; no biases
+Shapes:   x [B, T, D]; inner [B, T, E] with E = round(expansion · D)
+Cost:     6 D E FLOPs a token; 3 D E parameters
+Raises:   ValueError if expansion leaves no inner channel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..channel import Channel, inner_width
+from ..mixer import Placement
+
+_ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
+
+
+class GatedLinearUnit(Channel):
+    """W_o (act(W_g x) ⊙ W_u x)."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of the gated linear unit."""
+
+        expansion: float = 8 / 3
+        activation: Literal["silu", "gelu", "relu"] = "silu"
+
+    def __init__(self, placement: Placement, config: Config) -> None:
+        super().__init__(placement, config)
+        inner = inner_width(placement.width, config.expansion)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.gate = nn.Linear(placement.width, inner, bias=False)
+        self.up = nn.Linear(placement.width, inner, bias=False)
+        self.output = nn.Linear(inner, placement.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.output(self.activation(self.gate(x)) * self.up(x))

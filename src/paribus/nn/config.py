@@ -1,0 +1,105 @@
+"""The architecture as transformers stores it: sizes, named blocks and a layout."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from .settings import nearest, read_settings
+
+DEFAULT_BLOCKS: dict[str, Any] = {"main": {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One kind of block: which token mixer, which channel mixer, which norm before each."""
+
+    mixer: dict[str, Any]
+    """``{"name": ..., "preset": ..., **settings of that mixer}``."""
+    channel: dict[str, Any]
+    """The same of a channel mixer."""
+    norm: str = "rms_norm"
+
+
+class ParibusConfig(PretrainedConfig):
+    """Sizes, ``blocks`` by name, and the ``layout``: the pattern of block names, repeated to `num_hidden_layers`.
+
+    Published checkpoints import this class; it is never subclassed (a subclass would lose its ``__init__``).
+
+    Raises:
+        ValueError: a block or layout that does not fit, naming the block, the key and the nearest valid one.
+    """
+
+    model_type = "paribus"
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 4,
+        max_position_embeddings: int = 1024,
+        blocks: Mapping[str, Any] = DEFAULT_BLOCKS,
+        layout: tuple[str, ...] | list[str] = ("main",),
+        causal: bool = True,
+        initialization: str = "fan_in",
+        tie_word_embeddings: bool = False,
+        bos_token_id: int = 255,
+        eos_token_id: int = 255,
+        pad_token_id: int = 254,
+        **transformers_keys: Any,  # transformers writes keys of its own (dtype, auto_map, ...) and reads them back here
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.max_position_embeddings = max_position_embeddings
+        self.blocks = {name: dict(block) for name, block in blocks.items()}
+        self.layout = list(layout)
+        self.causal = causal
+        self.initialization = initialization
+        self._check()
+        super().__init__(
+            tie_word_embeddings=tie_word_embeddings,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            **transformers_keys,
+        )
+
+    def _check(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"model: {name} is {value!r}; a whole number of at least 1 is needed")
+        if not self.layout:
+            raise ValueError("model: layout is empty; name at least one block")
+        for name in self.layout:
+            if name not in self.blocks:
+                raise ValueError(f"model: layout names the block '{name}'; {nearest(name, self.blocks)}")
+        for name in self.blocks:
+            self.block(name)
+
+    def block(self, name: str) -> BlockConfig:
+        """The settings of the block `name`, checked."""
+        return read_settings(BlockConfig, self.blocks[name], f"block '{name}'")
+
+    def layer_blocks(self) -> list[str]:
+        """The block name of every layer: the layout repeated until `num_hidden_layers` are named."""
+        return [self.layout[layer % len(self.layout)] for layer in range(self.num_hidden_layers)]
+
+
+def read_model_config(settings: Mapping[str, Any]) -> ParibusConfig:
+    """A config from the ``model`` part of a run.
+
+    Raises:
+        ValueError: a key that this library does not define (transformers' own keys are for its files, not for runs).
+    """
+    parameters = inspect.signature(ParibusConfig.__init__).parameters
+    known = [name for name in parameters if name not in ("self", "transformers_keys")]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"model: unknown key '{key}'; {nearest(key, known)}")
+    return ParibusConfig(**settings)

@@ -1,0 +1,74 @@
+"""Cross entropy of a large vocabulary without ever holding all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+"""Targets with this value carry no loss, as everywhere in transformers."""
+_CHUNK_LOGITS = 1 << 22
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradient is made together with the loss, chunk by chunk of tokens, while the chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        accumulate = torch.promote_types(weight.dtype, torch.float32)
+        count = (targets != IGNORE).sum().clamp(min=1)
+        total = hidden.new_zeros((), dtype=accumulate)
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        hidden_gradient = torch.empty_like(hidden) if need_hidden else None
+        weight_gradient = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
+        matrix = weight.to(hidden.dtype)
+        size = max(1, _CHUNK_LOGITS // weight.shape[0])
+        for start in range(0, hidden.shape[0], size):
+            part = slice(start, start + size)
+            chosen = targets[part]
+            counted = chosen != IGNORE
+            logits = (hidden[part] @ matrix.T).to(accumulate)  # n V
+            log_sum = logits.logsumexp(-1)
+            picked = logits.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+            total += ((log_sum - picked) * counted).sum()
+            if not (need_hidden or need_weight):
+                continue
+            gradient = logits.sub_(log_sum[:, None]).exp_()
+            gradient.scatter_add_(1, chosen.clamp(min=0)[:, None], -torch.ones_like(gradient[:, :1]))
+            gradient.mul_((counted / count)[:, None])
+            gradient = gradient.to(hidden.dtype)
+            if hidden_gradient is not None:
+                torch.mm(gradient, matrix, out=hidden_gradient[part])
+            if weight_gradient is not None:
+                weight_gradient += gradient.T @ hidden[part]
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.weight_dtype = weight.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        (scale,) = outputs
+        return (
+            None if hidden_gradient is None else hidden_gradient * scale.to(hidden_gradient.dtype),
+            None if weight_gradient is None else (weight_gradient * scale).to(ctx.weight_dtype),
+            None,
+        )
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy, in nats, of logits hidden · weightᵀ against targets, in float32 or wider.
+
+    Memory is one chunk of about four million logits, whatever the number of tokens; gradients equal those of
+    ``cross_entropy(hidden @ weight.T, targets)``.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        targets: [N] integers; -100 carries no loss. The mean is over the others (0 when there are none).
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets)

@@ -1,0 +1,35 @@
+"""Positional encodings that mixers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .mixer import Context
+
+
+def rotary_tables(
+    positions: Tensor, width: int, base: float, dtype: torch.dtype, context: Context | None
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B or 1, T, 1, width] of the angles position · base^(-2i/width), for `rotate`.
+
+    All layers of one forward see the same positions, so the tables are made once and kept in its `context`.
+    """
+    key = ("rotary", width, base, str(dtype))
+    if context is not None and key in context.tables:
+        cosine, sine = context.tables[key]
+        return cosine, sine
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    if positions.stride(0) == 0:  # every row stands at the same positions
+        positions = positions[:1]
+    angles = positions[..., None].float() * base**-exponents  # B T width/2
+    cosine, sine = (torch.cat([t, t], -1)[..., None, :].to(dtype) for t in (angles.cos(), angles.sin()))
+    if context is not None:
+        context.tables[key] = (cosine, sine)
+    return cosine, sine
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary encoding of x [B, T, H, K] (Su et al. 2021, arXiv:2104.09864), channel i paired with i + K/2."""
+    first, second = x.chunk(2, -1)
+    return x * cosine + torch.cat([-second, first], -1) * sine

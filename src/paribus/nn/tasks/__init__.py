@@ -1,0 +1,1 @@
+"""What a backbone is trained for, one file each."""

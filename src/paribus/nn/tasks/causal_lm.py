@@ -1,0 +1,108 @@
+"""Causal language modelling: predict the next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..backbone import ParibusModel, ParibusPreTrainedModel
+from ..cache import StateCache
+from ..config import ParibusConfig
+from ..loss import IGNORE, linear_cross_entropy
+
+
+class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
+    """The backbone and a linear head over the vocabulary.
+
+    Raises:
+        ValueError: a config with causal=False.
+    """
+
+    _tied_weights_keys = {"head.weight": "model.embedding.weight"}
+    _is_stateful = True  # states cannot be cropped: transformers then refuses assisted generation by itself
+
+    def __init__(self, config: ParibusConfig) -> None:
+        super().__init__(config)
+        if not config.causal:
+            raise ValueError("a causal language model needs causal=true in its config")
+        self.model = ParibusModel(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head."""
+        self.head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool = True,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Run the model; arguments not named here are those of the backbone.
+
+        Args:
+            labels: [B, T], the input ids themselves; shifted here. -100 carries no loss.
+            shift_labels: [B, T], already shifted: the target of each position.
+            logits_to_keep: only the last so many positions (or the positions in a tensor); 0 is all.
+            return_logits: False leaves the logits out, so that a training step never holds B · T · V numbers.
+
+        Returns:
+            loss (mean, nats), logits [B, T, V], past_key_values, hidden_states.
+        """
+        hidden = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        x = hidden.last_hidden_state
+        if shift_labels is None and labels is not None:
+            shift_labels = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+        loss = None
+        if shift_labels is not None:
+            loss = linear_cross_entropy(x.flatten(0, 1), self.head.weight, shift_labels.flatten())
+        logits = None
+        if return_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.head(x[:, kept])
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=hidden.past_key_values, hidden_states=hidden.hidden_states
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
+        """Give `generate` a cache of states in place of a cache of keys and values."""
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation is '{implementation}'; states allow only 'dynamic' or none")
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = StateCache(self.config.num_hidden_layers)
+
+    @torch.no_grad()
+    def state_bytes(self, length: int) -> int:
+        """Bytes carried from token to token after `length` tokens, for one sequence, measured."""
+        device = self.head.weight.device
+        cache = StateCache(self.config.num_hidden_layers)
+        ids = torch.zeros(1, length, dtype=torch.long, device=device)
+        self.model(input_ids=ids, past_key_values=cache)
+        return cache.num_bytes()
