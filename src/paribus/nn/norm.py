@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def reset_parameters(self) -> None:
         """Weight one."""
@@ -36,7 +36,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, None, self.eps)
+        return functional.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), None, self.eps)
 
     def reset_parameters(self) -> None:
         """Weight one."""

@@ -93,7 +93,7 @@ def _reachable(history: AttentionHistory, window: int) -> AttentionHistory:
     keep = max(window - 1, 1)
     if history.ids.shape[1] <= keep:
         return history
-    order = (history.ids != 0).long().argsort(1, stable=True)[:, -keep:]  # B keep; padding sorts to the front
+    order = (history.ids != 0).long().argsort(dim=1, stable=True)[:, -keep:]  # B keep; padding sorts to the front
 
     def take(t: Tensor) -> Tensor:
         return t.gather(1, order.reshape(*order.shape, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:]))

@@ -1,0 +1,1 @@
+"""Embedded corpora: one file each; the file name is the name in the data settings."""

@@ -1,0 +1,171 @@
+"""The user's own text: a file, a folder, a table with a text column, or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .source import Source
+
+PIECE_BYTES = 4_096
+INSTALL = 'run: pip install "paribus[hub]"'
+WHOLE_FILE_BYTES = 65_536
+TABLES = (".jsonl", ".parquet")
+HUB_NAME = re.compile(r"hf:(?P<name>[^@:#]+)(@(?P<revision>[^:#]+))?(:(?P<config>[^#]+))?(#(?P<field>.+))?")
+
+
+class LocalCorpus(Source):
+    """A text file, a ``.jsonl`` or ``.parquet`` table, or a folder of such files.
+
+    A single text file is cut into documents of roughly 4 kB at blank lines (less for a small file, so that
+    some 200 result). In a folder each file is one document; those above 64 kB are cut likewise.
+
+    Args:
+        name: the path; ``#field`` behind it names the column of a table that holds the text.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        place, _, field = name.rpartition("#") if "#" in name and not Path(name).exists() else (name, "", "")
+        self.path = Path(place).expanduser()
+        self.field = field or "text"
+        if not self.path.exists():
+            raise ValueError(f"corpus '{name}': there is no file or folder {self.path}")
+
+    @property
+    def version(self) -> str:
+        return "as on disk"
+
+    def identity(self) -> dict[str, Any]:
+        states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths()]
+        return {"path": str(self.path.resolve()), "field": self.field, "files": states}
+
+    def documents(self) -> Iterator[str]:
+        whole_bytes = 0 if self.path.is_file() else WHOLE_FILE_BYTES
+        for path in self._paths():
+            if path.suffix in TABLES:
+                yield from (_jsonl if path.suffix == ".jsonl" else _parquet)(path, self.field)
+            else:
+                text = _read(path)
+                size_bytes = path.stat().st_size
+                yield from [text] if size_bytes <= whole_bytes else pieces(text, piece_characters(size_bytes))
+
+    def _paths(self) -> list[Path]:
+        """The files, sorted; hidden ones and Python's own caches are left out of a folder."""
+        if self.path.is_file():
+            return [self.path]
+        found = []
+        for folder, inner, names in os.walk(self.path):
+            inner[:] = [name for name in inner if name[0] != "." and name != "__pycache__"]
+            found += [Path(folder, name) for name in names if name[0] != "."]
+        return sorted(found)
+
+
+class HubCorpus(Source):
+    """The train split of a Hugging Face data set: ``hf:NAME[@REVISION][:CONFIGURATION][#FIELD]``.
+
+    Raises:
+        ValueError: the name has another form.
+    """
+
+    licence = "see the data set's page"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        match = HUB_NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"corpus '{name}'; the form is hf:NAME[@REVISION][:CONFIGURATION][#FIELD]")
+        self.parts: dict[str, str | None] = match.groupdict()
+        self.field = match["field"] or "text"
+
+    @property
+    def version(self) -> str:
+        return self.parts["revision"] or "newest when prepared"
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self.parts)
+
+    def documents(self) -> Iterator[str]:
+        try:
+            import datasets
+        except ImportError as problem:
+            raise ValueError(f"corpus '{self.name}' needs datasets; {INSTALL}") from problem
+        revision, configuration = self.parts["revision"], self.parts["config"]
+        try:
+            rows = datasets.load_dataset(self.parts["name"], configuration, split="train", revision=revision)
+        except Exception as problem:  # the library raises a dozen kinds for a wrong name and for no network
+            reason = (str(problem) or type(problem).__name__).splitlines()[0]
+            raise ValueError(f"corpus '{self.name}' cannot be loaded: {reason}") from problem
+        if self.field not in rows.column_names:
+            raise ValueError(_no_field(self.name, self.field, rows.column_names))
+        yield from (str(row[self.field]) for row in rows)
+
+
+def pieces(text: str, characters: int) -> Iterator[str]:
+    """Cut `text` after at least so many characters at the next blank line, or else line end, or else space.
+
+    Nothing is lost: the pieces joined are the text. None has more than four times `characters`.
+    """
+    start = 0
+    while start < len(text):
+        end = start + characters
+        for mark in ("\n\n", "\n", " "):
+            found = text.find(mark, end, end + 3 * characters)
+            if found >= 0:
+                end = found + len(mark)
+                break
+        yield text[start:end]
+        start = end
+
+
+def piece_characters(size_bytes: int) -> int:
+    """How long the pieces of a file of this size are: a two-hundredth of it, between 256 and 4,096."""
+    return min(PIECE_BYTES, max(256, size_bytes // 200))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path} is not UTF-8 text: {problem.reason} at byte {problem.start}") from problem
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}, line {number}: not JSON: {problem}") from problem
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            fields = list(row) if isinstance(row, dict) else []
+            raise ValueError(_no_field(f"{path}, line {number}", field, fields))
+        yield row[field]
+
+
+def _parquet(path: Path, field: str) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as problem:
+        raise ValueError(f"reading {path} needs pyarrow; {INSTALL}") from problem
+    try:
+        table = ParquetFile(path)
+    except (ArrowException, OSError) as problem:
+        raise ValueError(f"{path} is not a parquet file: {problem}") from problem
+    if field not in table.schema_arrow.names:
+        raise ValueError(_no_field(str(path), field, table.schema_arrow.names))
+    for batch in table.iter_batches(columns=[field]):
+        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+
+
+def _no_field(where: str, field: str, known: list[str]) -> str:
+    return f"{where}: no text under '{field}'; known: {', '.join(known) or 'none'}; choose one by PATH#FIELD"

@@ -1,0 +1,1 @@
+"""Measuring models and checking components: bits per byte, baselines, cost, the contract."""

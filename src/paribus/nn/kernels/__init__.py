@@ -1,0 +1,1 @@
+"""The six computations that all mixers reduce to."""

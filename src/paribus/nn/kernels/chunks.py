@@ -1,0 +1,283 @@
+"""Chunks of tokens: what recurrence and delta share to be parallel inside a chunk and sequential only between chunks.
+
+With a[t] the decay into token t, a chunk of C tokens needs only the decays between two of its tokens, from its edge to
+a token and from a token to its edge:
+
+    pairs[t, s] = q[t] · (a[s+1] ⋯ a[t] ⊙ k[s])  for s ≤ t       what t reads of s
+    read[t]     = a[0] ⋯ a[t] ⊙ q[t]                             what t reads of the state before the chunk
+    write[s]    = a[s+1] ⋯ a[C-1] ⊙ k[s]                         what s leaves in the state after the chunk
+    keep        = a[0] ⋯ a[C-1]                                  what the chunk leaves of the state before it
+
+Decays are only ever multiplied, never divided by one another: a block of 2c tokens is two halves, and the decay from s
+in the first to t in the second is (from s to the end of its half) times (from the beginning of the other half to t).
+So nothing overflows, cancels or is clamped, however strong the decay; blocks double until they fill the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..segments import Rows
+from ..settings import nearest
+
+CHUNK = 64
+"""The most tokens in a chunk; a power of two."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What happens to the state just before each token is written."""
+
+    log_decay: Tensor | None
+    """[B, T, H, 1 or K] logarithm of the decay, 0 at padding; None: no decay."""
+    starts: Tensor | None
+    """[B, T] bool: the state is forgotten."""
+
+    def apply(self, t: int, state: Tensor) -> Tensor:
+        """The state [B, H, K, V] just before token t is written."""
+        if self.starts is not None:
+            state = torch.where(self.starts[:, t, None, None, None], 0, state)
+        return state if self.log_decay is None else self.log_decay[:, t, :, :, None].exp() * state
+
+    def reversed(self) -> Gates:
+        """The gates of the same tokens read from the end: before t is written there, the gate of t + 1 acts.
+
+        What rolls round acts on the empty state only.
+        """
+        log_decay, starts = (None if x is None else x.roll(-1, 1).flip(1) for x in (self.log_decay, self.starts))
+        return Gates(log_decay, starts)
+
+
+Form = Callable[[Tensor, list[Tensor], Gates, Tensor, bool], tuple[Tensor, Tensor]]
+"""(q, writes, gates, state, strict) -> (o, state); `strict` reads before the token's own write."""
+
+
+def run_form(
+    forms: Mapping[str, Form],
+    algorithm: str,
+    q: Tensor,
+    writes: list[Tensor],
+    log_decay: Tensor | None,
+    *,
+    rows: Rows,
+    state: Tensor | None,
+    causal: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What the gated kernels share around their forms: precision, padding and the two directions.
+
+    Args:
+        forms: "chunked", and "reference": one token after the other.
+        writes: [B, T, H, X] each: keys, values and whatever else a form needs; zeros write nothing.
+
+    Raises:
+        ValueError: unknown algorithm.
+    """
+    if algorithm not in forms:
+        raise ValueError(f"unknown algorithm '{algorithm}'; {nearest(algorithm, forms)}")
+    reference = algorithm == "reference"
+    accumulator = torch.promote_types(q.dtype, torch.float32)
+    wide = torch.float64 if reference else accumulator
+    run = forms["reference"] if causal and q.shape[1] == 1 else forms[algorithm]
+    with full_precision(q):
+        read, writes = q.to(wide), [x.to(wide) for x in writes]
+        if rows.valid is not None:
+            valid = rows.valid[..., None, None]
+            read, *writes = (torch.where(valid, x, 0) for x in (read, *writes))
+        gates = make_gates(log_decay, rows, wide)
+        shape = (q.shape[0], *q.shape[2:], writes[1].shape[-1])
+        o, after = run(read, writes, gates, read.new_zeros(shape) if state is None else state.to(wide), False)
+        if causal:
+            return o.to(q.dtype), after.to(accumulator)
+        read, *writes = (x.flip(1) for x in (read, *writes))
+        o = o + run(read, writes, gates.reversed(), read.new_zeros(shape), True)[0].flip(1)
+    return o.to(q.dtype), None
+
+
+def make_gates(log_decay: Tensor | None, rows: Rows, dtype: torch.dtype) -> Gates:
+    """Gates from log_decay None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel."""
+    if log_decay is not None:
+        B, T = rows.ids.shape
+        log_decay = log_decay.to(dtype)
+        log_decay = log_decay.expand(B, T, -1)[..., None] if log_decay.dim() < 4 else log_decay
+        if rows.valid is not None:
+            log_decay = torch.where(rows.valid[..., None, None], log_decay, 0)
+    return Gates(log_decay, rows.starts)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: kernels choose their own precision, with float32 accumulators at least."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def chunk_length(T: int) -> int:
+    """The smallest power of two that holds T tokens, at most `CHUNK`."""
+    return min(CHUNK, 1 << (T - 1).bit_length())
+
+
+def split(x: Tensor, C: int) -> Tensor:
+    """[B, T, H, X] -> [B, H, N, C, X], filled up with zeros at the end, which neither decay nor write."""
+    x = x.transpose(1, 2)
+    if missing := -x.shape[2] % C:
+        x = torch.nn.functional.pad(x, (0, 0, 0, missing))
+    return x.contiguous().unflatten(2, (-1, C))
+
+
+def merge(x: Tensor, T: int) -> Tensor:
+    """[B, H, N, C, X] -> [B, T, H, X]."""
+    return x.flatten(2, 3)[:, :, :T].transpose(1, 2)
+
+
+class Weights(NamedTuple):
+    """The weights inside chunks, as this module's docstring defines them."""
+
+    pairs: Tensor
+    """[B, H, N, C, C], lower triangular."""
+    read: Tensor
+    """[B, H, N, C, K]."""
+    write: Tensor
+    """[B, H, N, C, K]."""
+    keep: Tensor | None
+    """[B, H, N, 1 or K, 1]; None keeps all."""
+
+
+def weigh(q: Tensor, k: Tensor, gates: Gates) -> Weights:
+    """The weights of chunked q and k [B, H, N, C, K] under the gates of the unchunked tokens."""
+    C = q.shape[-2]
+    if gates.log_decay is None:
+        weights = Weights((q @ k.mT).tril_(), q, k, None)
+    else:
+        decayed = _ScalarDecay if gates.log_decay.shape[-1] == 1 else _ChannelDecay
+        weights = Weights(*decayed.apply(q, k, split(gates.log_decay, C)))
+    return weights if gates.starts is None else _forget(weights, gates.starts, C)
+
+
+def _forget(weights: Weights, starts: Tensor, C: int) -> Weights:
+    """Without what a start lies between."""
+    count = split(starts.to(weights.read.dtype)[..., None, None], C).cumsum(-2)  # B 1 N C 1, starts in the chunk so far
+    first, last = count == 0, count == count[..., -1:, :]
+    keep = first[..., -1:, :].to(weights.read.dtype)
+    return Weights(
+        torch.where(count == count.mT, weights.pairs, 0),
+        torch.where(first, weights.read, 0),
+        torch.where(last, weights.write, 0),
+        keep if weights.keep is None else weights.keep * keep,
+    )
+
+
+def _levels(prefix: Tensor, suffix: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Double blocks from single tokens to the whole chunk; before each doubling, yield what joins two halves.
+
+    Args:
+        prefix: [..., C, K] decays; becomes in place their products from the chunk's beginning, inclusive.
+        suffix: [..., C, K] ones; becomes in place the products to the chunk's end, exclusive.
+
+    Yields:
+        The length c of a half, and [..., C / 2c, c, K] the prefix of second halves and the suffix of first halves.
+    """
+    c = 1
+    while c < prefix.shape[-2]:
+        (first, second), (first_suffix, second_suffix) = _halves(prefix, c), _halves(suffix, c)
+        yield c, second, first_suffix
+        first_suffix *= second[..., -1:, :]
+        second *= first[..., -1:, :]
+        c *= 2
+
+
+def _halves(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
+    """The first and second halves [..., C / 2c, c, K] of the blocks of 2c tokens in x [..., C, K]."""
+    first, second = x.unflatten(-2, (-1, 2, c)).unbind(-3)
+    return first, second
+
+
+def _joints(pairs: Tensor, c: int) -> Tensor:
+    """The view [..., C / 2c, c, c] of [..., C, C] where second halves of 2c tokens meet their first halves."""
+    m = pairs.shape[-1] // (2 * c)
+    blocks = pairs.unflatten(-1, (m, 2, c)).unflatten(-4, (m, 2, c))  # ... m 2 c m 2 c
+    return blocks[..., :, 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def _d_log_decay(d_prefix: Tensor, d_suffix: Tensor, d_whole: Tensor) -> Tensor:
+    """The gradient of log-decays [..., C, K] from those of their running sums.
+
+    Args:
+        d_prefix: of the sums from the chunk's beginning to each token, inclusive.
+        d_suffix: of the sums from each token, exclusive, to the chunk's end.
+        d_whole: [..., 1, K], of the sum over the chunk.
+    """
+    d_log_decay = d_prefix + (d_whole + d_prefix.sum(-2, keepdim=True)) - d_prefix.cumsum(-2)
+    d_log_decay[..., 1:, :] += d_suffix.cumsum(-2)[..., :-1, :]
+    return d_log_decay
+
+
+class _ScalarDecay(torch.autograd.Function):
+    """`Weights` of q, k [..., C, K] under log-decays [..., C, 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
+        decay = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device).repeat(*q.shape[:-2], 1, 1)
+        for c, later, earlier in _levels(prefix, suffix):
+            torch.mul(later, earlier.mT, out=_joints(decay, c))
+        pairs = (q @ k.mT).mul_(decay)
+        keep = prefix[..., -1:, :]
+        ctx.save_for_backward(q, k, decay, prefix, suffix, pairs)
+        return pairs, q * prefix, k * suffix, keep.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_pairs: Tensor, d_read: Tensor, d_write: Tensor, d_keep: Tensor) -> tuple[Tensor, ...]:
+        q, k, decay, prefix, suffix, pairs = ctx.saved_tensors
+        d_logs = (d_pairs * pairs).tril_(-1)
+        d_scores = d_pairs * decay
+        with full_precision(q):
+            d_q, d_k = d_scores @ k, d_scores.mT @ q
+        d_read, d_write = d_read * prefix, d_write * suffix
+        d_prefix = d_logs.sum(-1, keepdim=True) - d_logs.sum(-2)[..., None] + (d_read * q).sum(-1, keepdim=True)
+        d_suffix = (d_write * k).sum(-1, keepdim=True)
+        d_log_decay = _d_log_decay(d_prefix, d_suffix, d_keep * prefix[..., -1:, :])
+        return d_q.add_(d_read), d_k.add_(d_write), d_log_decay
+
+
+class _ChannelDecay(torch.autograd.Function):
+    """`Weights` of q, k [..., C, K] under log-decays [..., C, K].
+
+    Everything depends on q and k only through q exp(sum) and k exp(-sum), so the gradient of a running sum is
+    q ⊙ dq - k ⊙ dk; t = s, where the two are equal, is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
+        pairs = (q * k).sum(-1).diag_embed()
+        for c, later, earlier in _levels(prefix, suffix):
+            reads, writes = _halves(q, c)[1] * later, _halves(k, c)[0] * earlier
+            _joints(pairs, c).copy_(reads @ writes.mT)
+        keep = prefix[..., -1, :, None].clone()
+        ctx.save_for_backward(q, k, log_decay)
+        return pairs, prefix.mul_(q), suffix.mul_(k), keep
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_pairs: Tensor, d_read: Tensor, d_write: Tensor, d_keep: Tensor) -> tuple[Tensor, ...]:
+        q, k, log_decay = ctx.saved_tensors
+        prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
+        d_q, d_k = torch.zeros_like(q), torch.zeros_like(k)
+        with full_precision(q):
+            for c, later, earlier in _levels(prefix, suffix):
+                reads, writes = _halves(q, c)[1] * later, _halves(k, c)[0] * earlier
+                d_joints = _joints(d_pairs, c)
+                _halves(d_q, c)[1].addcmul_(d_joints @ writes, later)
+                _halves(d_k, c)[0].addcmul_(d_joints.mT @ reads, earlier)
+        d_whole = d_keep.mT * prefix[..., -1:, :]
+        d_q.addcmul_(d_read, prefix)
+        d_write = suffix.mul_(d_write)
+        d_log_decay = _d_log_decay((d_q * q).addcmul_(d_k, k, value=-1), d_write * k, d_whole)
+        d_diagonal = d_pairs.diagonal(dim1=-2, dim2=-1)[..., None]
+        return d_q.addcmul_(d_diagonal, k), d_k.add_(d_write).addcmul_(d_diagonal, q), d_log_decay

@@ -1,0 +1,119 @@
+"""Gated delta rule, the kernel of DeltaNet and its gated kin: decay, erase what the key holds, write the value.
+
+    S[t] = (I - β[t] k[t] k[t]ᵀ) Diag(a[t]) S[t-1] + β[t] k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t]
+
+That is the recurrence S[t] = Diag(a[t]) S[t-1] + k[t] u[t]ᵀ of the pseudo-values u[t] = β[t] (v[t] - (Diag(a[t]) S[t-1])ᵀ k[t]),
+which inside a chunk solve one unit lower triangular system (Yang et al. 2024, arXiv:2406.06484 and arXiv:2412.06464).
+Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..segments import Rows
+from .chunks import Form, Gates, chunk_length, full_precision, merge, run_form, split, weigh
+
+
+def delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    write_strength: Tensor,
+    log_decay: Tensor | None,
+    *,
+    rows: Rows,
+    state: Tensor | None,
+    causal: bool,
+    algorithm: str = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """Correct a decaying state so that the key k holds the value v, token by token, and read it with q.
+
+    Args:
+        q: [B, T, H, K].
+        k: [B, T, H, K], of length at most 1 if the state is to stay bounded.
+        v: [B, T, H, V].
+        write_strength: [B, T, H] β; in (0, 1) an interpolation of old and new value, up to 2 a reflection.
+        log_decay: log a ≤ 0: None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel.
+        state: [B, H, K, V] before the first token; None is zero.
+        algorithm: "chunked", or "reference": one token after the other in float64.
+
+    Returns:
+        o [B, T, H, V], and the state after the last token in float32 or wider (None when two-directional).
+
+    Raises:
+        ValueError: unknown algorithm.
+    """
+    return run_form(
+        _FORMS, algorithm, q, [k, v, write_strength[..., None]], log_decay, rows=rows, state=state, causal=causal
+    )
+
+
+def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
+    """One token after the other; `strict` reads before the token's own write."""
+    k, v, strength = writes
+    outputs = []
+    for t in range(q.shape[1]):
+        state = gates.apply(t, state)
+        held = (k[:, t, :, None, :] @ state)[..., 0, :]  # B H V
+        written = state + k[:, t, :, :, None] * (strength[:, t] * (v[:, t] - held))[..., None, :]
+        outputs.append((q[:, t, :, None, :] @ (state if strict else written))[..., 0, :])
+        state = written
+    return torch.stack(outputs, 1), state
+
+
+def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
+    """A triangular system inside chunks; between them S[n+1] = keep ⊙ S[n] + writeᵀ (target - held S[n])."""
+    T, C = q.shape[1], chunk_length(q.shape[1])
+    q, k, v, strength = (split(x, C) for x in (q, *writes))
+    weights, holds = weigh(q, k, gates), weigh(k, k, gates)
+    pairs = weights.pairs.tril(-1) if strict else weights.pairs
+    right = torch.cat([strength * v, strength * holds.read], -1)
+    solved = torch.linalg.solve_triangular(strength * holds.pairs, right, upper=False, unitriangular=True)
+    target, held = solved.split([v.shape[-1], k.shape[-1]], -1)
+    before, values, state = _ChunkStates.apply(target, held, weights.write, weights.keep, state)
+    o = (pairs @ values).flatten(0, 2).baddbmm_(weights.read.flatten(0, 2), before.flatten(0, 2))
+    return merge(o.unflatten(0, q.shape[:3]), T), state
+
+
+class _ChunkStates(torch.autograd.Function):
+    """The states before each chunk, [B, H, N, K, V], the pseudo-values [B, H, N, C, V] and the last state.
+
+    values[n] = target[n] - held[n] S[n]          S[n+1] = keep[n] ⊙ S[n] + write[n]ᵀ values[n]
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = torch.empty_like(target, memory_format=torch.contiguous_format)
+        before = state.new_empty(*target.shape[:3], *state.shape[2:])
+        for n in range(target.shape[2]):
+            before[:, :, n] = state
+            values[:, :, n] = target[:, :, n] - held[:, :, n] @ state
+            kept = state if keep is None else keep[:, :, n] * state
+            state = kept + write[:, :, n].mT @ values[:, :, n]
+        ctx.save_for_backward(held, write, keep, before, values)
+        return before, values, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_before: Tensor, d_values: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
+        held, write, keep, before, values = ctx.saved_tensors
+        d_target, d_after = torch.empty_like(values), torch.empty_like(before)
+        with full_precision(held):
+            for n in reversed(range(held.shape[2])):
+                d_after[:, :, n] = d_state
+                d_target[:, :, n] = d_values[:, :, n] + write[:, :, n] @ d_state
+                kept = d_state if keep is None else keep[:, :, n] * d_state
+                d_state = d_before[:, :, n] + kept - held[:, :, n].mT @ d_target[:, :, n]
+            d_held, d_write = -(d_target @ before.mT), values @ d_after.mT
+        d_keep = None if keep is None else (d_after * before).sum_to_size(keep.shape)
+        return d_target, d_held, d_write, d_keep, d_state
+
+
+_FORMS: dict[str, Form] = {"chunked": _chunked, "reference": _steps}

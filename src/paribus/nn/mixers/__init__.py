@@ -1,0 +1,1 @@
+"""Token mixers: one file each; the file name is the name in configs."""

@@ -1,0 +1,1 @@
+"""Which optimizer, which schedule, which clipping."""

@@ -1,0 +1,8 @@
+"""From a model to a Hugging Face folder, and the proof that it loads without this library."""
+
+from __future__ import annotations
+
+from .publication import ProofFailed, load_published, publish_model
+from .runs import evaluate_folder, load_any, publish_run
+
+__all__ = ["ProofFailed", "evaluate_folder", "load_any", "load_published", "publish_model", "publish_run"]

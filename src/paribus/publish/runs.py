@@ -1,0 +1,86 @@
+"""Publishing a run, and using what was published or trained: text and bits per byte from either kind of folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paribus.data.batches import Data, held_out
+from paribus.data.cache import cache_folder
+from paribus.data.tokenizers import BYTES
+from paribus.evaluation.bits_per_byte import bits_per_byte, document_bits
+from paribus.training.folder import read_record, read_result
+from paribus.training.load import load_run
+
+from .publication import load_published, publish_model
+
+
+def publish_run(folder: Path, out: Path) -> Path:
+    """Publish the finished run in `folder` as the Hugging Face folder `out`, proven to load.
+
+    Raises:
+        ValueError: not a run, one that is unfinished or diverged, or an `out` that holds something else.
+    """
+    result = read_result(folder)
+    run, model, tokenizer = load_run(folder)
+    if result is None or result["status"] != "finished":
+        raise ValueError(f"'{folder}' cannot be published: it is {'unfinished' if result is None else 'diverged'}")
+    corpora = ", ".join(run.data.corpora)
+    card = {
+        "bits per byte, held-out test documents": result["bits_per_byte"]["test"],
+        "trained on": f"{result['tokens']:,} tokens of {corpora}",
+        "training FLOPs": result["flops"],
+        "optimizer": f"{run.optimizer.name}, learning rate {run.optimizer.lr:g}, {run.schedule.name} schedule",
+        "seed": run.seed,
+        "run": f"{run.name}, fingerprint {read_record(folder)['fingerprint'][:16]}",
+    }
+    return publish_model(model, tokenizer, out, card=card, name=run.name)
+
+
+def load_any(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a run or of a published folder.
+
+    Raises:
+        ValueError: `folder` is neither.
+    """
+    if (folder / "run.json").is_file():
+        _, model, tokenizer = load_run(folder)
+        return model, tokenizer
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"'{folder}' is neither a run (run.json) nor a Hugging Face folder (config.json)")
+    return load_published(folder)
+
+
+def evaluate_folder(
+    folder: Path, corpora: Sequence[str] | None, split: str, max_documents: int
+) -> dict[str, float]:
+    """Bits per byte of a run or published model on held-out documents, by corpus, and on all together.
+
+    Args:
+        corpora: names or paths; None takes the corpora of the run (a published folder does not know any).
+
+    Raises:
+        ValueError: neither kind of folder, or a published folder without `corpora`.
+    """
+    model, tokenizer = load_any(folder)
+    is_run = (folder / "run.json").is_file()
+    if corpora is None and not is_run:
+        raise ValueError(f"'{folder}' does not say what text it was trained on; name some with --corpus")
+    if is_run:
+        run, _, _ = load_run(folder)
+        length, data = run.data.sequence_length, run.data
+    else:
+        length, data = min(model.config.max_position_embeddings, 1024), None
+    weights = {name: 1.0 for name in corpora} if corpora else (data.corpora if data else {})
+    tokenizer_name = data.tokenizer if data else _tokenizer_name(tokenizer, folder)
+    settings = Data(weights, tokenizer=tokenizer_name, sequence_length=length)
+    documents = held_out(settings, split, cache_folder(), max_documents, max_bytes=8192)
+    bits = document_bits(model, documents, length, tokenizer.eos_token_id)
+    values = {name: bits_per_byte([d for d in bits if d.corpus == name]) for name in sorted(weights)}
+    return values if len(values) == 1 else {**values, "all": bits_per_byte(bits)}
+
+
+def _tokenizer_name(tokenizer: Any, folder: Path) -> str:
+    """ "bytes" for the byte tokenizer, whose ids are faster made directly; else the folder itself."""
+    return BYTES if len(tokenizer) == 256 and tokenizer.eos_token_id == 255 else str(folder)

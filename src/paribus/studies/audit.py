@@ -1,0 +1,201 @@
+"""The audit: what differs between the arms, proven by machine, and what does not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paribus.training.folder import read_record
+from paribus.training.journal import read_journal
+from paribus.training.loop import build_model
+from paribus.training.run import Run
+
+from .equalizers import TOLERANCE, Equalized
+from .result import ArmResult, Audit, Difference
+from .study import Study
+
+_RATIOS = (
+    "parameters",
+    "flops_per_token",
+    "flops",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+)
+
+
+def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Mapping[str, Run]) -> Audit:
+    """Compare all arms with the reference.
+
+    Args:
+        chosen: each arm's run with its tuned values, for the first seed.
+
+    Raises:
+        ValueError: the arms were trained or measured on different data.
+    """
+    differences = _differences(study, equalized, chosen)
+    equal, confounds = _equal_settings(chosen, differences), []
+    confounds += [f"{d.path} differs and was not declared" for d in differences if not d.declared]
+    records = {arm.name: [read_record(Path(seed.run_folder)) for seed in arm.seeds] for arm in arms}
+    for statement, holds in (
+        _same_manifests(records),
+        *_same_batches(arms),
+        _same_documents(study, arms),
+        _same("versions and machine", {name: [r["environment"] for r in rs] for name, rs in records.items()}),
+        _same("code outside the varied components", _shared_sources(records)),
+        *_sizes(study, arms),
+    ):
+        (equal if holds else confounds).append(statement)
+    return Audit(
+        declared=tuple(study.vary),
+        differences=tuple(differences),
+        equal=tuple(equal),
+        confounds=tuple(confounds),
+        solved=equalized.solved,
+        shared_parameters=_shared_parameters(study.reference, chosen),
+        ratios=_ratios(study.reference, arms),
+    )
+
+
+def _differences(study: Study, equalized: Equalized, chosen: Mapping[str, Run]) -> list[Difference]:
+    """Every leaf of the runs that is not the same in all arms."""
+    leaves = {name: _leaves(run.to_json()) for name, run in chosen.items()}
+    solved = {path for values in equalized.solved.values() for path in values}
+    declared = (*study.vary, *study.tune, *solved)
+    found = []
+    for path in sorted({path for values in leaves.values() for path in values}):
+        values = {name: leaves[name].get(path) for name in leaves}
+        if path != "name" and len({repr(value) for value in values.values()}) > 1:
+            known = any(path == prefix or path.startswith(f"{prefix}.") for prefix in declared)
+            found.append(Difference(path, values, known or _replaces_budget(path, solved)))
+    return found
+
+
+def _replaces_budget(path: str, solved: set[str]) -> bool:
+    """Solving the steps empties the other forms of a budget."""
+    return path.startswith("budget.") and any(name.startswith("budget.") for name in solved)
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        found = {}
+        for key, item in value.items():
+            found.update(_leaves(item, f"{path}.{key}" if path else key))
+        return found
+    return {path: value}
+
+
+def _equal_settings(chosen: Mapping[str, Run], differences: list[Difference]) -> list[str]:
+    paths = {path for run in chosen.values() for path in _leaves(run.to_json())} - {"name"}
+    same = len(paths) - len(differences)
+    return [
+        f"settings: {same} of {len(paths)} are the same in all arms (optimizer, schedule, data, precision, …)"
+    ]
+
+
+def _same_manifests(records: Mapping[str, list[dict[str, Any]]]) -> tuple[str, bool]:
+    manifests = [record["manifests"] for runs in records.values() for record in runs]
+    if any(manifest != manifests[0] for manifest in manifests):
+        raise ValueError(
+            "arms were trained on different corpora (their manifests differ); remove the older runs"
+        )
+    digest = hashlib.sha256(repr(sorted(manifests[0].items())).encode()).hexdigest()[:16]
+    return f"corpora: manifests {digest} in all arms", True
+
+
+def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
+    """One statement a seed: the rolling hash of consumed batches at the last step that all arms logged."""
+    statements = []
+    for seed in sorted({run.seed for arm in arms for run in arm.seeds}):
+        hashes = []
+        for arm in arms:
+            for run in arm.seeds:
+                if run.seed == seed:
+                    journal = read_journal(Path(run.run_folder) / "journal.jsonl")
+                    hashes.append({event["step"]: event["batches_sha256"] for event in journal})
+        common = set.intersection(*(set(steps) for steps in hashes)) if hashes else set()
+        if not common:
+            statements.append((f"batches of seed {seed}: no common step to compare", False))
+            continue
+        last = max(common)
+        digests = {steps[last] for steps in hashes}
+        if len(digests) == 1:
+            text = f"batches of seed {seed}: SHA-256 {digests.pop()[:16]} after {last:,} steps in all arms"
+            statements.append((text, True))
+        else:
+            statements.append((f"batches of seed {seed} differ between arms", False))
+    return statements
+
+
+def _same_documents(study: Study, arms: list[ArmResult]) -> tuple[str, bool]:
+    settings = study.base.evaluation
+    return (
+        f"measure: the same test documents (at most {settings.test_documents}, chosen by hash), never used for tuning",
+        True,
+    )
+
+
+def _same(what: str, values: Mapping[str, list[Any]]) -> tuple[str, bool]:
+    """Whether `values` are the same in all runs of all arms."""
+    flat = [repr(value) for items in values.values() for value in items]
+    return (
+        (f"{what}: the same in all runs", True)
+        if len(set(flat)) == 1
+        else (f"{what} differ between runs", False)
+    )
+
+
+def _shared_sources(records: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Any]]:
+    """Hashes of the files that all arms use."""
+    used = [set(record["sources"]) for runs in records.values() for record in runs]
+    common = sorted(set.intersection(*used))
+    return {
+        name: [[record["sources"][path] for path in common] for record in runs]
+        for name, runs in records.items()
+    }
+
+
+def _sizes(study: Study, arms: list[ArmResult]) -> list[tuple[str, bool]]:
+    """The equalizer's promise, checked on what was measured."""
+    quantity = study.equal
+    values = {arm.name: float(getattr(arm.seeds[0], quantity)) for arm in arms}
+    reference = values[study.reference]
+    worst = max(abs(value / reference - 1) for value in values.values())
+    limit = {"parameters": TOLERANCE, "tokens": 0.0, "flops": 0.01, "seconds": 0.1}[quantity]
+    statements = [(f"{quantity}: within {worst:.2%} of the reference's {reference:,.0f}", worst <= limit)]
+    if quantity == "parameters":
+        tokens = {arm.seeds[0].tokens for arm in arms if arm.seeds[0].status == "finished"}
+        statements.append(
+            (f"tokens: {' and '.join(f'{count:,}' for count in sorted(tokens))}", len(tokens) <= 1)
+        )
+    return statements
+
+
+def _shared_parameters(reference: str, chosen: Mapping[str, Run]) -> dict[str, float]:
+    """By arm, the share of its parameters that start with the bits of the reference's of the same name and shape."""
+    first = dict(build_model(chosen[reference]).named_parameters())
+    shares = {}
+    for name, run in chosen.items():
+        own = dict(build_model(run).named_parameters())
+        shared = sum(p.numel() for key, p in own.items() if key in first and torch.equal(p, first[key]))
+        shares[name] = shared / sum(p.numel() for p in own.values())
+    return shares
+
+
+def _ratios(reference: str, arms: list[ArmResult]) -> dict[str, dict[str, float]]:
+    """By arm, the mean of each measured quantity as a multiple of the reference's."""
+    means = {arm.name: {key: _mean(arm, key) for key in _RATIOS} for arm in arms}
+    return {
+        name: {key: value / means[reference][key] for key, value in values.items() if means[reference][key]}
+        for name, values in means.items()
+    }
+
+
+def _mean(arm: ArmResult, quantity: str) -> float:
+    values = [getattr(seed, quantity) for seed in arm.seeds]
+    return sum(value or 0 for value in values) / len(values)

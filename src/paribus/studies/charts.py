@@ -1,0 +1,145 @@
+"""What the charts of a report draw, as plain JSON; the drawing is done by the page itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from .result import ArmResult, SeedResult, StudyResult, Verdict
+
+AXES = ("tokens", "flops", "seconds")
+HUES = 7
+"""Colours for arms beside the reference, which is drawn in the neutral ink 0."""
+
+
+def arm_styles(result: StudyResult) -> dict[str, dict[str, int]]:
+    """One colour for each arm, everywhere; beyond the last hue the colours return with another dash."""
+    others = [arm.name for arm in result.arms if arm.name != result.reference_arm]
+    styles = {name: {"hue": 1 + i % HUES, "dash": i // HUES} for i, name in enumerate(others)}
+    return {result.reference_arm: {"hue": 0, "dash": 0}} | styles
+
+
+def ordered_arms(result: StudyResult) -> list[ArmResult]:
+    """The reference, then the other arms in the study's order."""
+    return sorted(result.arms, key=lambda arm: arm.name != result.reference_arm)
+
+
+def chart_data(result: StudyResult) -> dict[str, Any]:
+    """Arms, learning curves, tuning curves and baselines; arms are referred to by their number."""
+    arms, styles = ordered_arms(result), arm_styles(result)
+    bands = [band for i, arm in enumerate(arms) if (band := _band(i, arm))]
+    return {
+        "arms": [{"name": arm.name, **styles[arm.name]} for arm in arms],
+        "bands": bands,
+        "broken": [
+            {"arm": i, "seed": run.seed, **_line([run])}
+            for i, arm in enumerate(arms)
+            for run in arm.seeds
+            if run.status == "diverged" and run.curve
+        ],
+        "focus": max((band["high"][len(band["high"]) // 5] for band in bands), default=None),
+        "baselines": [{"name": line.name, "value": line.bits_per_byte} for line in result.baselines],
+        "tuning": [tuning_chart(arms, key) for key in tuned_keys(result)],
+    }
+
+
+def _band(number: int, arm: ArmResult) -> dict[str, Any] | None:
+    """Mean and range over the arm's finished seeds, at the steps that all of them recorded."""
+    runs = [run for run in arm.seeds if run.status == "finished" and run.curve]
+    return {"arm": number, "seeds": len(runs), **_line(runs)} if runs else None
+
+
+def _line(runs: Sequence[SeedResult]) -> dict[str, list[float]]:
+    steps = sorted(set.intersection(*({point.step for point in run.curve} for run in runs)))
+    curves = [{point.step: point for point in run.curve} for run in runs]
+    rows = [[curve[step] for curve in curves] for step in steps]
+    values = [[point.bits_per_byte for point in row] for row in rows]
+    axes = {axis: [fmean(getattr(point, axis) for point in row) for row in rows] for axis in AXES}
+    return axes | {
+        "mean": [fmean(row) for row in values],
+        "low": [min(row) for row in values],
+        "high": [max(row) for row in values],
+    }
+
+
+def tuned_keys(result: StudyResult) -> list[str]:
+    """The settings that were tuned, in the order in which arms name them."""
+    return list(dict.fromkeys(key for arm in result.arms for point in arm.tuning for key in point.values))
+
+
+def tuning_chart(arms: Sequence[ArmResult], key: str) -> dict[str, Any]:
+    """For each arm the best bits per byte at each value of `key`, whatever the other tuned values are."""
+    tried = [point.values[key] for arm in arms for point in arm.tuning if key in point.values]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried)
+    values: list[Any] = sorted(set(tried)) if numeric else list(dict.fromkeys(map(str, tried)))
+    lines = []
+    for number, arm in enumerate(arms):
+        best: dict[Any, float | None] = {}
+        for point in arm.tuning:
+            value = point.values.get(key) if numeric else str(point.values.get(key))
+            scores = [score for score in (best.get(value), point.bits_per_byte) if score is not None]
+            best[value] = min(scores, default=None)
+        chosen = next((point.values.get(key) for point in arm.tuning if point.chosen), None)
+        lines.append(
+            {
+                "arm": number,
+                "scores": [best.get(value) for value in values],
+                "diverged": [i for i, value in enumerate(values) if value in best and best[value] is None],
+                "chosen": values.index(chosen if numeric else str(chosen)) if chosen is not None else None,
+            }
+        )
+    log = numeric and values[0] > 0 and values[-1] >= 4 * values[0]
+    return {"key": key, "numeric": numeric, "log": log, "values": values, "lines": lines}
+
+
+def at_edge(arm: ArmResult) -> dict[str, Any]:
+    """The chosen values at the edge of what was tried, so that a better one may lie beyond, by setting."""
+    chosen = next((point for point in arm.tuning if point.chosen), None)
+    edges = {}
+    for key, value in chosen.values.items() if chosen else ():
+        tried = {point.values[key] for point in arm.tuning if isinstance(point.values.get(key), int | float)}
+        if len(tried) > 1 and value in (min(tried), max(tried)):
+            edges[key] = value
+    return edges
+
+
+def forest(result: StudyResult) -> dict[str, Any]:
+    """Where the differences lie on one axis, in percent of its width; zero is in the middle.
+
+    One arm far from the others must not squeeze them, nor may an interval of two seeds: what lies beyond
+    three times the median difference runs off the axis, without a cap there, or with an arrow for its mark.
+    """
+    interest = result.smallest_effect_of_interest
+    sizes = [abs(v.difference) for v in result.verdicts if v.difference is not None]
+    ends = [abs(end) for v in result.verdicts for end in v.interval or ()]
+    widest = max([*sizes, *ends, 2 * interest])
+    reach = 1.12 * min(widest, max(3 * median(sizes or [0.0]), 2 * interest))
+
+    def share(value: float) -> float:
+        return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
+
+    def row(verdict: Verdict) -> dict[str, Any]:
+        assert verdict.difference is not None
+        low, high = verdict.interval or (verdict.difference, verdict.difference)
+        return {
+            "low": share(low),
+            "high": share(high),
+            "caps": [share(end) for end in verdict.interval or () if abs(end) <= reach],
+            "mark": share(verdict.difference),
+            "beyond": abs(verdict.difference) > reach,
+        }
+
+    return {
+        "rows": {v.arm: row(v) for v in result.verdicts if v.difference is not None},
+        "band": (share(-interest), share(interest)),
+        "tick": _round_number(reach),
+        "ticks": (share(-_round_number(reach)), share(_round_number(reach))),
+    }
+
+
+def _round_number(reach: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten within 0.8 of the axis' reach."""
+    power = 10.0 ** math.floor(math.log10(0.8 * reach))
+    return next(digit * power for digit in (5, 2, 1) if digit * power <= 0.8 * reach)

@@ -1,0 +1,93 @@
+"""`paribus study` and `paribus report`: conduct a study, print its verdict, publish its best arm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from paribus.data.cache import cache_folder
+from paribus.data.corpus import prepare
+from paribus.publish import publish_run
+
+from .conduct import Conduct, conduct
+from .executor import LocalExecutor
+from .progress import StudyProgress
+from .report import verdict_table, write_report
+from .result import StudyResult, from_json
+from .study import read_study, study_name
+
+
+def study_command(
+    path: Path, *, variant: str, root: Path, workers: int | None, publish: bool, accept_stale: bool
+) -> StudyResult:
+    """Conduct the study in the file `path` and print where everything is.
+
+    Args:
+        variant: the name of the `Study` in the file: "study" or "smoke".
+        workers: processes; None is as many as the cores allow.
+
+    Raises:
+        ValueError: anything in the study, its runs or its corpora that does not fit.
+    """
+    console = Console()
+    study = read_study(path, variant)
+    name = study_name(path) if variant == "study" else f"{study_name(path)}-{variant}"
+    cache = cache_folder()
+    console.print(f"[bold]{study.question}[/bold]")
+    for corpus in study.base.data.corpora:
+        with console.status(f"preparing corpus {corpus}"):
+            prepare(corpus, cache)
+    workers = workers or max(1, (os.cpu_count() or 1) // study.base.threads)
+    with StudyProgress(console) as progress:
+        executor = LocalExecutor(workers, cache, progress.watch, accept_stale=accept_stale)
+        with executor:
+            result = conduct(Conduct(name, study, root, cache, executor, progress))
+    folder = root / name
+    console.print(verdict_table(result))
+    for verdict in result.verdicts:
+        console.print(f"{verdict.arm}: {verdict.outcome}. {verdict.reason}", highlight=False, markup=False)
+    console.print(
+        f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}", highlight=False
+    )
+    if publish:
+        _publish_best(console, result, folder)
+    return result
+
+
+def _publish_best(console: Console, result: StudyResult, folder: Path) -> None:
+    """Publish the arm with the lowest mean, by the run of its first finished seed."""
+    finished = [arm for arm in result.arms if arm.mean is not None]
+    if not finished:
+        console.print("no arm finished, so none is published")
+        return
+    best = min(finished, key=lambda arm: arm.mean or 0.0)
+    run = next(seed for seed in best.seeds if seed.status == "finished")
+    out = folder / f"{folder.name}-{best.name}"
+    if out.exists():
+        shutil.rmtree(out)
+    with console.status(f"publishing {best.name} and proving that it loads"):
+        publish_run(Path(run.run_folder), out)
+    console.print(f"published {out}", highlight=False)
+    console.print("\n[bold]a sample of its text[/bold]")
+    console.print(best.sample, highlight=False, markup=False)
+
+
+def report_command(folders: list[Path]) -> None:
+    """Print the verdict table of each study folder and write its report.html anew.
+
+    Raises:
+        ValueError: a folder without a whole result.json of a study.
+    """
+    console = Console()
+    for folder in folders:
+        try:
+            text = (folder / "result.json").read_text(encoding="utf-8")
+        except OSError as problem:
+            raise ValueError(f"'{folder}' has no readable result.json: {problem.strerror}") from None
+        result = from_json(text)
+        write_report(result, folder / "report.html")
+        console.print(verdict_table(result))
+        console.print(f"report    {folder / 'report.html'}", highlight=False)

@@ -1,0 +1,254 @@
+"""Conducting a study: tune every arm, train every seed, measure baselines, audit, judge, write result and report."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paribus.data.batches import Batches, held_out
+from paribus.evaluation.bits_per_byte import bits_per_byte
+from paribus.evaluation.ngram import ngram_document_bits
+from paribus.training.files import write_text
+from paribus.training.folder import find_run, read_record, read_result
+from paribus.training.journal import read_journal
+from paribus.training.run import Run, with_values
+
+from .audit import audit
+from .equalizers import Equalized, equalize
+from .executor import LocalExecutor, Task
+from .progress import StudyProgress
+from .report import write_report
+from .result import ArmResult, Baseline, CurvePoint, SeedResult, StudyResult, TuningPoint, to_json
+from .statistics import mean_interval
+from .study import Study, seeded
+from .tuning import best_values, extended
+from .verdicts import judge
+
+_EXTENSIONS = 3
+"""How often a grid may be extended when its best value lies at an edge."""
+
+
+@dataclass
+class Conduct:
+    """A study in progress below `root`: runs lie beside the study's own folder and are shared between studies."""
+
+    name: str
+    study: Study
+    root: Path
+    cache: Path
+    executor: LocalExecutor
+    progress: StudyProgress
+    results: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where result.json and report.html go."""
+        return self.root / self.name
+
+    def task(self, run: Run) -> Task:
+        """The folder where `run` is or will be."""
+        return Task(run, find_run(self.root, run))
+
+    def train(self, tasks: list[Task]) -> None:
+        """Train what is not finished; results are kept by folder."""
+        unique = list({task.folder: task for task in tasks if task.folder not in self.results}.values())
+        self.progress.expect(len(unique))
+        for task, result in self.executor.results(unique):
+            self.results[task.folder] = result
+            self.progress.finished(task, _summary(result))
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    if result["status"] == "diverged":
+        return f"diverged: {result['divergence']}"
+    return (
+        f"{result['bits_per_byte']['validation']:.4f} bits per byte (validation), {result['seconds']:.0f} s"
+    )
+
+
+def conduct(conduct: Conduct) -> StudyResult:
+    """Do everything that `conduct.study` asks; interrupted at any moment, the next call continues.
+
+    Raises:
+        ValueError: settings that do not fit; see `Study`, `equalize`, `train`.
+        OSError: the disk or a process failed; what is finished stays.
+    """
+    study = conduct.study
+    equalized = equalize(study)
+    tuned = _tune_arms(conduct, equalized)
+    chosen = {name: with_values(equalized.runs[name], tuned[name].values) for name in equalized.runs}
+    tasks = {
+        (name, seed): conduct.task(seeded(run, seed, f"{conduct.name}-{name}-s{seed}"))
+        for seed in study.seeds
+        for name, run in chosen.items()
+    }
+    conduct.train(list(tasks.values()))
+    arms = [
+        _arm_result(conduct, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen
+    ]
+    bits, sizes = _document_bits(conduct, tasks)
+    result = StudyResult(
+        name=conduct.name,
+        question=study.question,
+        metric="bits per byte on held-out test documents",
+        reference_arm=study.reference,
+        equal=("parameters", "tokens") if study.equal == "parameters" else (study.equal,),
+        smallest_effect_of_interest=study.smallest_effect_of_interest,
+        confidence=study.confidence,
+        arms=tuple(arms),
+        verdicts=judge(
+            arms,
+            study.reference,
+            bits,
+            sizes,
+            smallest_effect_of_interest=study.smallest_effect_of_interest,
+            confidence=study.confidence,
+        ),
+        baselines=tuple(_baselines(conduct, seeded(chosen[study.reference], study.seeds[0], "baseline"))),
+        audit=audit(
+            study, equalized, arms, {n: seeded(r, study.seeds[0], "audit") for n, r in chosen.items()}
+        ),
+        environment=read_record(next(iter(tasks.values())).folder)["environment"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    conduct.folder.mkdir(parents=True, exist_ok=True)
+    write_text(conduct.folder / "result.json", to_json(result))
+    write_report(result, conduct.folder / "report.html")
+    return result
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The values an arm was given, and the points that were tried."""
+
+    values: dict[str, Any]
+    points: tuple[TuningPoint, ...]
+
+
+def _tune_arms(conduct: Conduct, equalized: Equalized) -> dict[str, Tuned]:
+    """Try the same grid in every arm, on the tuning seed and the validation split; extend it at its edges."""
+    study = conduct.study
+    grids = {name: {path: list(values) for path, values in study.tune.items()} for name in equalized.runs}
+    if not study.tune:
+        return {name: Tuned({}, ()) for name in grids}
+    tried: dict[str, list[TuningPoint]] = {}
+    for _ in range(1 + _EXTENSIONS):
+        tasks = {
+            (name, index): (values, conduct.task(_tuning_run(conduct, equalized.runs[name], name, values)))
+            for name, grid in grids.items()
+            for index, values in enumerate(_combinations(grid))
+        }
+        conduct.train([task for _, task in tasks.values()])
+        tried = {name: [] for name in grids}
+        for (name, _), (values, task) in tasks.items():
+            tried[name].append(_tuning_point(conduct.results[task.folder], values, study.tuning_seed))
+        wider = {name: extended(grids[name], best_values(tried[name])) for name in grids}
+        if wider == grids:
+            break
+        grids = wider
+    return {name: _choose(name, points) for name, points in tried.items()}
+
+
+def _choose(name: str, points: list[TuningPoint]) -> Tuned:
+    best = best_values(points)
+    if best is None:
+        raise ValueError(f"arm '{name}': every tuned run diverged; try smaller values")
+    marked = tuple(
+        TuningPoint(p.values, p.bits_per_byte, p.seed, p.values == best, p.diverged) for p in points
+    )
+    return Tuned(best, marked)
+
+
+def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _tuning_run(conduct: Conduct, run: Run, arm: str, values: Mapping[str, Any]) -> Run:
+    words = "-".join(
+        f"{path.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{value}"
+        for path, value in values.items()
+    )
+    return seeded(with_values(run, values), conduct.study.tuning_seed, f"{conduct.name}-{arm}-tune-{words}")
+
+
+def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) -> TuningPoint:
+    quality = result["bits_per_byte"]
+    return TuningPoint(values, quality and quality["validation"], seed, False, result["status"] == "diverged")
+
+
+def _arm_result(conduct: Conduct, name: str, tuned: Tuned, tasks: Mapping[int, Task]) -> ArmResult:
+    seeds = tuple(_seed_result(seed, task, conduct.results[task.folder]) for seed, task in tasks.items())
+    scores = [seed.bits_per_byte for seed in seeds if seed.bits_per_byte is not None]
+    mean, interval = mean_interval(scores, conduct.study.confidence) if scores else (None, None)
+    samples = [conduct.results[task.folder]["sample"] for task in tasks.values()]
+    return ArmResult(
+        name=name,
+        settings=conduct.study.arms()[name],
+        seeds=seeds,
+        tuning=tuned.points,
+        sample=next((sample for sample in samples if sample), ""),
+        mean=mean,
+        interval=interval,
+    )
+
+
+def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult:
+    curve = [
+        CurvePoint(event["step"], event["tokens"], event["flops"], event["seconds"], event["bits_per_byte"])
+        for event in read_journal(task.folder / "journal.jsonl")
+        if event["event"] == "evaluate"
+    ]
+    quality = result["bits_per_byte"]
+    return SeedResult(
+        seed=seed,
+        run_folder=str(task.folder),
+        status=result["status"],
+        divergence=result["divergence"],
+        bits_per_byte=quality and quality["test"],
+        parameters=result["parameters"],
+        flops_per_token=result["flops_per_token"],
+        tokens=result["tokens"],
+        flops=result["flops"],
+        seconds=result["seconds"],
+        tokens_per_second=result["tokens_per_second"],
+        peak_memory_bytes=result["peak_memory_bytes"],
+        state_bytes=result["state_bytes"],
+        curve=tuple(curve),
+    )
+
+
+def _document_bits(
+    conduct: Conduct, tasks: Mapping[tuple[str, int], Task]
+) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray]:
+    """By arm and seed, the bits of each test document; and the bytes of each document."""
+    bits: dict[str, dict[int, np.ndarray]] = {}
+    sizes = np.zeros(0)
+    for (name, seed), task in tasks.items():
+        documents = conduct.results[task.folder]["documents"]
+        bits.setdefault(name, {})
+        if documents is not None:
+            bits[name][seed] = np.array([document[1] for document in documents])
+            sizes = np.array([document[2] for document in documents])
+    return bits, sizes
+
+
+def _baselines(conduct: Conduct, run: Run) -> Iterator[Baseline]:
+    """Byte n-grams counted on exactly the bytes that the reference arm read with its first seed."""
+    result = read_result(find_run(conduct.root, run))
+    assert result is not None, "the reference arm has been trained"
+    settings = run.evaluation
+    documents = held_out(
+        run.data, "test", conduct.cache, settings.test_documents, settings.max_bytes_per_document
+    )
+    data = Batches(run.data, conduct.cache).consumed_bytes(result["step"])
+    for order in conduct.study.baseline_orders:
+        quality = bits_per_byte(ngram_document_bits(order, data, documents))
+        text = f"Witten-Bell interpolated, counted on the {len(data):,} bytes that an arm reads"
+        yield Baseline(f"byte {order}-gram", quality, text)

@@ -1,0 +1,124 @@
+"""What is matched between arms, solved and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from paribus.evaluation.cost import training_flops_per_token
+from paribus.nn.backbone import on_meta, parameter_count
+from paribus.nn.component import CHANNELS
+from paribus.nn.channel import Channel
+from paribus.nn.config import read_model_config
+from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.training.loop import build_model
+from paribus.training.run import Run, with_values
+
+from .study import Study
+
+TOLERANCE = 0.005
+"""Totals of parameters agree within this share of the reference's."""
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """The runs of all arms after equalizing, and what was solved in each."""
+
+    runs: dict[str, Run]
+    solved: dict[str, dict[str, Any]]
+
+
+def equalize(study: Study) -> Equalized:
+    """Match all arms to the reference as ``study.equal`` demands.
+
+    Raises:
+        ValueError: an arm whose size cannot be brought within tolerance.
+    """
+    runs = {name: study.arm_run(name) for name in study.arms()}
+    solve: Callable[[Run, Run], dict[str, Any]]
+    if study.equal == "parameters":
+        solve = _match_parameters
+    elif study.equal == "flops":
+        solve = _match_flops
+    else:
+        return Equalized(runs, {name: {} for name in runs})
+    reference = runs[study.reference]
+    solved = {}
+    for name, run in runs.items():
+        try:
+            solved[name] = {} if name == study.reference else solve(run, reference)
+        except ValueError as problem:
+            raise ValueError(f"arm '{name}': {problem}") from None
+    return Equalized({name: with_values(run, solved[name]) for name, run in runs.items()}, solved)
+
+
+def count_parameters(run: Run) -> int:
+    """Parameters of the model of `run`, counted without memory."""
+    return parameter_count(on_meta(read_model_config(run.model), ParibusForCausalLM))
+
+
+def _match_parameters(run: Run, reference: Run) -> dict[str, Any]:
+    """The channel expansions, all scaled by one factor, at which the parameters equal the reference's."""
+    target = count_parameters(reference)
+    expansions = _expansions(run)
+    low, high = 0.0, 1.0
+    while count_parameters(_scaled(run, expansions, high)) < target:
+        low, high = high, high * 2
+        if high > 1024:
+            raise ValueError(f"no channel width gives the reference's {target:,} parameters")
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _count(run, expansions, middle) < target else (low, middle)
+    best = min((low, high), key=lambda factor: abs(_count(run, expansions, factor) - target))
+    count = _count(run, expansions, best)
+    if abs(count - target) > TOLERANCE * target:
+        raise ValueError(
+            f"parameters cannot be matched: {count:,} at best beside the reference's {target:,}; "
+            "change the sizes of its mixer"
+        )
+    return _values(run, expansions, best)
+
+
+def _expansions(run: Run) -> dict[str, float]:
+    """Block name -> the expansion of its channel mixer."""
+    config = read_model_config(run.model)
+    found = {}
+    for name in sorted(set(config.layer_blocks())):
+        channel = config.block(name).channel
+        component = CHANNELS.component(channel["name"], Channel)
+        found[name] = float(channel.get("expansion", component.Config().expansion))
+    return found
+
+
+def _values(run: Run, expansions: dict[str, float], factor: float) -> dict[str, Any]:
+    """Dotted path -> expansion, rounded to whole inner channels (at least one)."""
+    width = read_model_config(run.model).hidden_size
+    return {
+        f"model.blocks.{name}.channel.expansion": max(1, round(expansion * factor * width)) / width
+        for name, expansion in expansions.items()
+    }
+
+
+def _scaled(run: Run, expansions: dict[str, float], factor: float) -> Run:
+    return with_values(run, _values(run, expansions, factor))
+
+
+def _count(run: Run, expansions: dict[str, float], factor: float) -> int:
+    return count_parameters(_scaled(run, expansions, factor))
+
+
+def _match_flops(run: Run, reference: Run) -> dict[str, Any]:
+    """The steps at which the run spends the FLOPs that the reference spends."""
+    spent, own = _flops_per_step(reference), _flops_per_step(run)
+    budget = reference.budget
+    tokens = reference.data.batch_size * reference.data.sequence_length
+    if budget.flops is not None:
+        return {}
+    steps = budget.steps if budget.steps is not None else round((budget.tokens or 0) / tokens)
+    return {"budget.steps": max(1, round(steps * spent / own))}
+
+
+def _flops_per_step(run: Run) -> float:
+    length = run.data.sequence_length
+    return training_flops_per_token(build_model(run), length) * length * run.data.batch_size

@@ -1,0 +1,205 @@
+"""The result of a study: everything that its verdict and its report are made of, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from ..nn.settings import read_settings
+from .statistics import Interval, Outcome
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a run had consumed, and how well it did on validation text, after `step` steps."""
+
+    step: int
+    tokens: int
+    flops: float
+    seconds: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One run of an arm.
+
+    Attributes:
+        divergence: what happened where the status is diverged, such as "loss was NaN at step 120".
+        bits_per_byte: on the test documents; None for a run that diverged.
+        state_bytes: what one sequence has to remember while generating, by its length in tokens.
+    """
+
+    seed: int
+    run_folder: str
+    status: Literal["finished", "diverged"]
+    divergence: str | None
+    bits_per_byte: float | None
+    parameters: int
+    flops_per_token: float
+    tokens: int
+    flops: float
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+    state_bytes: dict[str, int]
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class TuningPoint:
+    """One tried combination of the tuned values, measured with the tuning seed on the tuning split."""
+
+    values: dict[str, Any]
+    bits_per_byte: float | None
+    seed: int
+    chosen: bool
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm: what varies in it, its runs, how it was tuned and what it writes.
+
+    Attributes:
+        settings: the leaves in which the arm differs from the others, before anything was solved.
+        mean: bits per byte over the finished seeds; None where none finished.
+        interval: t interval of the mean.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    seeds: tuple[SeedResult, ...]
+    tuning: tuple[TuningPoint, ...]
+    sample: str
+    mean: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the study says of one arm beside the reference; a negative difference is better.
+
+    Attributes:
+        interval: t interval over seeds of the mean difference.
+        bootstrap_interval: of the difference when the evaluation documents are drawn again.
+        seeds: how many seeds the two arms both finished.
+    """
+
+    arm: str
+    reference: str
+    outcome: Outcome
+    reason: str
+    difference: float | None
+    interval: Interval | None
+    p_value: float | None
+    adjusted_p_value: float | None
+    smallest_detectable_effect: float | None
+    bootstrap_interval: Interval | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A trivial predictor on the same test documents."""
+
+    name: str
+    bits_per_byte: float
+    description: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One leaf of the specification that is not the same in all arms; undeclared, it is a confound."""
+
+    path: str
+    values: dict[str, Any]
+    declared: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The machine-made proof of what differs between the arms and what does not.
+
+    Attributes:
+        declared: paths of the factors that the study set out to vary.
+        equal: statements proven, each with its evidence.
+        confounds: what else differs, one sentence each.
+        solved: what the equalizer solved, by arm.
+        shared_parameters: by arm, the share of its parameters that start bit-equal to the reference's.
+        ratios: by arm, quantities (parameters, flops, …) as multiples of the reference's.
+    """
+
+    declared: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    equal: tuple[str, ...]
+    confounds: tuple[str, ...]
+    solved: dict[str, dict[str, Any]]
+    shared_parameters: dict[str, float]
+    ratios: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study.
+
+    Attributes:
+        metric: what the numbers are, such as "bits per byte on held-out documents".
+        equal: what the arms were matched in, such as ("parameters", "tokens").
+        smallest_effect_of_interest: differences within plus or minus this count as none.
+        created: ISO 8601 time.
+    """
+
+    name: str
+    question: str
+    metric: str
+    reference_arm: str
+    equal: tuple[str, ...]
+    smallest_effect_of_interest: float
+    confidence: float
+    arms: tuple[ArmResult, ...]
+    verdicts: tuple[Verdict, ...]
+    baselines: tuple[Baseline, ...]
+    audit: Audit
+    environment: dict[str, Any]
+    created: str
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"study '{self.name}' has schema version {self.schema_version}; {SCHEMA_VERSION} is needed"
+            )
+        names = [arm.name for arm in self.arms]
+        if self.reference_arm not in names:
+            raise ValueError(f"study '{self.name}': reference arm '{self.reference_arm}' is none of {names}")
+
+
+def to_json(result: StudyResult) -> str:
+    """The result as strict JSON.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite.
+    """
+    return json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> StudyResult:
+    """Read what `to_json` wrote.
+
+    Raises:
+        ValueError: no JSON (a file cut short, for example), NaN, an unknown or missing key, a wrong type.
+    """
+    try:
+        settings = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"study result: not JSON: {problem}") from problem
+    return read_settings(StudyResult, settings, "study result")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"study result: {name} is no JSON number")

@@ -1,0 +1,1 @@
+"""A run: its description, its folder, its loop."""

@@ -1,0 +1,50 @@
+"""The journal: one JSON object a line, appended as the run goes; a torn last line is dropped, never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .files import sync_file, sync_folder
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """All whole events of the journal up to the first line that is not one."""
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(event, dict):
+            break
+        events.append(event)
+    return events
+
+
+class Journal:
+    """Appends events; on resuming, forgets those after the step of the checkpoint."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        kept = [event for event in read_journal(path) if event["step"] <= resume_step]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(event) + "\n" for event in kept))
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        self._file = path.open("a")
+
+    def write(self, event: str, step: int, **facts: Any) -> None:
+        """Append one event; it reaches the operating system at once."""
+        self._file.write(json.dumps({"event": event, "step": step, **facts}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()

@@ -1,0 +1,170 @@
+"""`Run`: everything that decides one training, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from paribus.data.batches import Data
+from paribus.nn.config import read_model_config
+from paribus.nn.settings import nearest, read_settings
+from paribus.optim.optimizer import Optimizer
+from paribus.optim.schedule import Schedule
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: exactly one of the four.
+
+    Raises:
+        ValueError: none or several given, or one that is not positive.
+    """
+
+    tokens: int | None = None
+    steps: int | None = None
+    flops: float | None = None
+    """Forward and backward, as counted by the FLOP counter."""
+    seconds: float | None = None
+    """Turned into steps once, by timing the first ones; the number is recorded, so that resuming stays exact."""
+
+    def __post_init__(self) -> None:
+        given = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"budget: {given or 'nothing'} given; exactly one of tokens, steps, flops, seconds")
+        for key, value in given.items():
+            if value <= 0:
+                raise ValueError(f"budget: {key} is {value}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured on held-out documents, and how often."""
+
+    points: int = 8
+    """Evaluations on the validation split along the run, evenly spaced, the last one at its end."""
+    validation_documents: int = 48
+    """What tuning and the curves are measured on."""
+    test_documents: int = 128
+    """What the verdict is measured on, once, at the end."""
+    max_bytes_per_document: int = 1024
+
+    def num_documents(self, split: str) -> int:
+        """How many documents of the split "validation" or "test" are measured."""
+        return self.validation_documents if split == "validation" else self.test_documents
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one model. Equal runs (the name aside) give equal weights on the same machine."""
+
+    name: str
+    model: dict[str, Any]
+    data: Data
+    budget: Budget
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    """Of the initial weights; the order of the data has its own seed."""
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = 1
+    """CPU threads; part of the run, as sums round differently with another number."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(character.isalnum() or character in "-_.+=" for character in self.name):
+            raise ValueError(f"run: name is {self.name!r}; letters, digits and - _ . + = are allowed")
+        if self.threads < 1:
+            raise ValueError(f"run: threads is {self.threads}; at least 1 is needed")
+        read_model_config(self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, read back by `Run.from_json`."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_json(settings: Mapping[str, Any]) -> Run:
+        """A run from JSON.
+
+        Raises:
+            ValueError: an unknown or missing key or a value that does not fit, with the nearest valid key.
+        """
+        return read_settings(Run, settings, "run")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything but the name; what makes two runs the same training."""
+        settings = self.to_json()
+        del settings["name"]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def folder_name(self) -> str:
+        """The name and the first digits of the fingerprint."""
+        return f"{self.name}-{self.fingerprint()[:8]}"
+
+
+def read_run(path: Path) -> Run:
+    """The run in the JSON file `path`.
+
+    Raises:
+        ValueError: no such file, not JSON, or settings that `Run` refuses.
+    """
+    try:
+        settings = json.loads(path.read_text())
+    except OSError as problem:
+        raise ValueError(f"run file '{path}' cannot be read: {problem.strerror}") from None
+    except ValueError as problem:
+        raise ValueError(f"run file '{path}' is not JSON: {problem}") from None
+    return Run.from_json(settings)
+
+
+def with_values(run: Run, values: Mapping[str, Any]) -> Run:
+    """The run with dotted paths such as ``optimizer.lr`` or ``model.hidden_size`` replaced.
+
+    Raises:
+        ValueError: a path that does not exist (keys may be added only inside ``model`` and ``data.corpora``).
+    """
+    settings = run.to_json()
+    for path, value in values.items():
+        _set(settings, path.split("."), value, path)
+    return Run.from_json(settings)
+
+
+def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
+    if keys[0] == "budget" and len(keys) == 2:
+        settings["budget"] = {key: None for key in settings["budget"]}  # a budget is one number; a new one replaces it
+    here = settings
+    free = keys[0] == "model" or keys[:2] == ["data", "corpora"]
+    for key in keys[:-1]:
+        if not isinstance(here.get(key), dict):
+            raise ValueError(f"unknown setting '{path}': {nearest(key, _dict_keys(here))}")
+        here = here[key]
+    if keys[-1] not in here and not free:
+        raise ValueError(f"unknown setting '{path}'; {nearest(keys[-1], here)}")
+    here[keys[-1]] = value
+
+
+def _dict_keys(settings: Mapping[str, Any]) -> Iterable[str]:
+    return [key for key, value in settings.items() if isinstance(value, dict)]
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``optimizer.lr=1e-3`` -> ("optimizer.lr", 0.001); the value is JSON, or a plain word.
+
+    Raises:
+        ValueError: no "=" in it.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"override '{text}' has no '='; write path=value, such as optimizer.lr=1e-3")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value

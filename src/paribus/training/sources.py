@@ -1,0 +1,72 @@
+"""Which code a run used: hashes of the library's files, so that results of changed code are shown as stale."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paribus.nn.config import read_model_config
+
+from .run import Run
+
+_PACKAGE = Path(__file__).parent.parent
+_LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "safetensors", "tokenizers")
+
+
+def source_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of every source file that may decide the numbers of `run`, by path inside the package.
+
+    Of the mixers and channel mixers only those that the run names count; of a user's own file the path is as given.
+    """
+    hashes = {}
+    for folder in ("nn", "nn/kernels", "nn/tasks", "data", "data/corpora", "optim", "training", "evaluation"):
+        for path in sorted((_PACKAGE / folder).glob("*.py")):
+            hashes[str(path.relative_to(_PACKAGE))] = _sha256(path)
+    for kind, name in sorted(_components(run.model)):
+        path = Path(name) if name.endswith(".py") else _PACKAGE / "nn" / kind / f"{name}.py"
+        hashes[name if name.endswith(".py") else f"nn/{kind}/{name}.py"] = _sha256(path)
+    return hashes
+
+
+def changed_sources(recorded: Mapping[str, str], run: Run) -> list[str]:
+    """Files that differ from the recorded ones."""
+    now = source_hashes(run)
+    return sorted(name for name in {*now, *recorded} if now.get(name) != recorded.get(name))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as recorded in run.json."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **{name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _components(model: Mapping[str, Any]) -> set[tuple[str, str]]:
+    config = read_model_config(model)
+    blocks = [config.block(name) for name in config.layer_blocks()]
+    mixers = {("mixers", block.mixer["name"]) for block in blocks}
+    return mixers | {("channels", block.channel["name"]) for block in blocks}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

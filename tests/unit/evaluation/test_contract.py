@@ -1,0 +1,108 @@
+"""The contract's checks can fail: each mutant of a good mixer breaks a promise, and its check says so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from paribus.evaluation.contract import CHECKS, run_channel_checks, run_checks
+from paribus.nn.component import CHANNELS, MIXERS
+
+OUTPUT = "self.output(o.flatten(2))"
+BEGIN, MIX = "        width = placement.width\n", "    def mix("
+ROTARY = "tables = rotary_tables(rows.positions"
+PASSED = "rows=rows,"
+REPLACE = "rows=__import__('dataclasses').replace"
+
+MUTANTS = {
+    "causal": ("causal=self.placement.causal,", "causal=False,"),
+    "dependence": ("window=self.config.window,", "window=2,"),
+    "two_directions_keep_no_state": (
+        MIX,
+        "    def forward(self, x, **rest):\n"
+        "        return super().forward(x, **rest) if self.placement.causal else (x, None)\n\n" + MIX,
+    ),
+    "pure": (OUTPUT, f"{OUTPUT} * 1.1**self.training"),
+    "rows_independent": ("self.query(x)", "self.query(x + x.mean(0))"),
+    "one_function": (ROTARY, f"{ROTARY} % x.shape[1]"),
+    "one_function_in_float32": ("            state=state,", "            state=None,"),
+    "one_function_with_segments": (ROTARY, f"{ROTARY} * (rows.ids > 0).all()"),
+    "state": ("tables = rotary", "_ = state and state.keys.mul_(1.001)\n            tables = rotary"),
+    "packing": (PASSED, f"{REPLACE}(rows, ids=(rows.ids > 0).long()),"),
+    "padding": (PASSED, f"{REPLACE}(rows, ids=rows.ids.clamp(min=1), valid=None, starts=None),"),
+    "row_of_padding": (OUTPUT, f"{OUTPUT} / (rows.ids.amax(1) > 0)[:, None, None]"),
+    "shape": (OUTPUT, f"{OUTPUT}.float()"),
+    "half_precision": (OUTPUT, f"({OUTPUT} + 1000.0 - 1000.0)"),
+    "gradients": (OUTPUT, "self.output(o.flatten(2).detach())"),
+    "gradient_values": (OUTPUT, "self.output(o.flatten(2) + o.flatten(2).detach())"),
+    "long": (OUTPUT, f"{OUTPUT} * 1.1 ** rows.positions[..., None]"),
+    "loud": (OUTPUT, f"{OUTPUT} * x.exp()"),
+    "beyond_the_longest": (
+        "        q = split",
+        "        if x.shape[1] > self.placement.max_length:\n"
+        "            raise ValueError('too long')\n"
+        "        q = split",
+    ),
+    "documented": ("Paper:    ", "Paper "),
+    "config": ("@dataclass(frozen=True)", "@dataclass"),
+    "presets": ('{"position": "none"}', '{"num_heads": 7}'),
+    "initialization": (BEGIN, f"{BEGIN}        self.scale = nn.Parameter(torch.ones(1))\n"),
+    "output_scale": (OUTPUT, f"0.01 * {OUTPUT}"),
+    "guarded": (MIX, f"    def reset_parameters(self):\n        self.query.weight.data.zero_()\n\n{MIX}"),
+    "round_trip": (
+        BEGIN,
+        f"{BEGIN}        self.register_buffer('one', torch.ones(1), persistent=False)\n",
+        OUTPUT,
+        f"{OUTPUT} * self.one",
+    ),
+    "meta": (BEGIN, f"{BEGIN}        self.table = nn.Parameter(torch.zeros(1, device='cpu'))\n"),
+    "names_and_buffers": (BEGIN, f"{BEGIN}        self.beta = nn.Parameter(torch.zeros(1))\n"),
+}
+"""For each check: a piece of the attention mixer's text, what replaces it, and so on."""
+
+
+def mutant(folder: Path, *texts: str) -> str:
+    """The path of a copy of the attention mixer with pieces of its text replaced."""
+    source = Path(str(MIXERS.module("attention").__file__)).read_text()
+    for before, after in zip(texts[::2], texts[1::2], strict=True):
+        assert before in source, f"the attention mixer no longer has {before!r}"
+        source = source.replace(before, after)
+    path = folder / "mutant.py"
+    source = source.replace("from ..", "from paribus.nn.")
+    path.write_text(source.replace("from torch import", "import torch\nfrom torch import", 1))
+    return str(path)
+
+
+def test_every_check_has_a_mutant() -> None:
+    assert set(MUTANTS) == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", MUTANTS)
+def test_the_check_can_fail(check: str, tmp_path: Path) -> None:
+    name = mutant(tmp_path, *MUTANTS[check])
+    with pytest.raises(AssertionError, match=re.escape(name)):
+        CHECKS[check](name)
+
+
+def test_a_users_file_passes_and_results_are_told(tmp_path: Path) -> None:
+    results = run_checks(mutant(tmp_path))
+    assert [result.check for result in results] == list(CHECKS)
+    assert all(result.passed and result.seconds > 0 for result in results), results
+
+
+def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
+    name = mutant(tmp_path, "q = split_heads(", "raise IndexError('broken')\n        q = split_heads(")
+    results = {result.check: result for result in run_checks(name)}
+    assert not results["causal"].passed and results["causal"].message == "IndexError: broken"
+    assert results["meta"].passed
+
+
+def test_channels_run_too() -> None:
+    assert all(result.passed for name in CHANNELS.names() for result in run_channel_checks(name))
+
+
+def test_an_unknown_name_is_the_users_mistake() -> None:
+    with pytest.raises(ValueError, match="did you mean 'attention'"):
+        run_checks("atention")

@@ -1,0 +1,115 @@
+"""A study's result as JSON, and how runs become verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from paribus.studies.result import StudyResult, from_json, to_json
+from paribus.studies.verdicts import judge
+from tests.unit.studies.example_study import HOSTILE, arm, example_study, run
+
+
+@pytest.fixture(scope="module")
+def study() -> StudyResult:
+    return example_study()
+
+
+def test_json_there_and_back(study: StudyResult) -> None:
+    text = to_json(study)
+    assert from_json(text) == study
+    assert to_json(from_json(text)) == text
+    assert json.loads(text)["schema_version"] == 1
+
+
+def test_nothing_that_is_no_number_gets_in_or_out(study: StudyResult) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(dataclasses.replace(study, smallest_effect_of_interest=math.nan))
+    text = to_json(study).replace('"confidence": 0.95', '"confidence": NaN')
+    with pytest.raises(ValueError, match="NaN is no JSON number"):
+        from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda study: study | {"metrik": ""}, "unknown key 'metrik'; did you mean 'metric'"),
+        (lambda study: {key: study[key] for key in study if key != "audit"}, "missing key 'audit'"),
+        (lambda study: study | {"schema_version": 9}, "schema version 9; 1 is needed"),
+        (lambda study: study | {"reference_arm": "gpt"}, "reference arm 'gpt' is none of"),
+        (lambda study: study | {"arms": 3}, "arms is 3; a list is needed"),
+        (
+            lambda study: study | {"audit": study["audit"] | {"ratios": {"gla": 2}}},
+            "ratios: gla is 2; an object",
+        ),
+        (
+            lambda study: study | {"verdicts": [study["verdicts"][0] | {"outcome": "best"}]},
+            "allowed: 'better'",
+        ),
+    ],
+)
+def test_bad_json_is_one_clear_line(study: StudyResult, change, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        from_json(json.dumps(change(json.loads(to_json(study)))))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short_is_refused(study: StudyResult) -> None:
+    with pytest.raises(ValueError, match="study result: not JSON"):
+        from_json(to_json(study)[:5000])
+
+
+def test_every_outcome_of_the_example(study: StudyResult) -> None:
+    found = {verdict.arm: verdict for verdict in study.verdicts}
+    assert {name: verdict.outcome for name, verdict in found.items()} == {
+        "gla": "better",
+        HOSTILE: "no difference shown",
+        "hgrn1": "diverged",
+        "mlp_mixer": "inconclusive",
+        "tnn": "worse",
+    }
+    assert found["hgrn1"].reason == "1 of 2 runs diverged (seed 1: loss was NaN at step 260)."
+    assert found["hgrn1"].seeds == 1
+    assert "One seed" in found["mlp_mixer"].reason
+    assert found["gla"].adjusted_p_value == pytest.approx(3 * found["gla"].p_value), (
+        "three arms have a p value"
+    )
+    low, high = found["tnn"].bootstrap_interval
+    assert low < 0.0857 < high or low == pytest.approx(0.0857, abs=0.03)
+
+
+def judged(reference_ends: list[float | None], other_ends: list[float | None]) -> tuple:
+    """Verdict on two arms whose seeds end at these values; None is a run that diverged."""
+    made = [
+        arm(
+            name,
+            tuple(run(name, i, end or 3.0, 1000.0, None if end else 100) for i, end in enumerate(ends)),
+            1e-3,
+        )
+        for name, ends in (("attention", reference_ends), ("other", other_ends))
+    ]
+    bits = {a.name: {r.seed: np.full(5, 8.0) for r in a.seeds if r.status == "finished"} for a in made}
+    return judge(made, "attention", bits, np.full(5, 4))
+
+
+def test_a_diverged_reference_leaves_nothing_conclusive() -> None:
+    (verdict,) = judged([2.0, 2.01, None], [1.0, 1.01, 1.02])
+    assert verdict.outcome == "inconclusive"
+    assert "1 of 3 runs of the reference diverged" in verdict.reason
+    assert verdict.seeds == 2
+
+
+def test_an_arm_without_a_finished_run() -> None:
+    (verdict,) = judged([2.0, 2.01], [None, None])
+    assert (verdict.outcome, verdict.difference, verdict.bootstrap_interval) == ("diverged", None, None)
+
+
+def test_a_study_of_one_arm_has_no_verdict() -> None:
+    assert (
+        judge([arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)], "attention", {}, np.ones(1))
+        == ()
+    )
