@@ -3,7 +3,7 @@
 1. Each corpus is a stream of tokens, cut into windows of T + 1 tokens whose starts are T apart.
 2. In epoch e, the windows of a corpus are visited in a permutation drawn from (seed, corpus, e).
 3. Sequences are dealt in blocks of 1,024. A block has round(share · 1,024) places of each corpus, in an
-   order drawn from (seed, block). So the mixture is exact, and a sequence's window a closed form of its number.
+   order drawn from (seed, block). So the mixture is exact, and a sequence's window follows from its number.
 4. Batch t is the sequences t · batch_size and following.
 """
 
@@ -53,9 +53,7 @@ class Data:
             raise ValueError("data: corpora is empty; name at least one")
         for name, weight in self.corpora.items():
             if not 0 < weight < math.inf:
-                raise ValueError(
-                    f"data: the weight of corpus '{name}' is {weight}; a positive number is needed"
-                )
+                raise ValueError(f"data: the weight of corpus '{name}' is {weight}; a positive number is needed")
         for key in ("sequence_length", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"data: {key} is {getattr(self, key)}; at least 1 is needed")
@@ -97,9 +95,7 @@ class Batches:
         self.places = apportion(data.corpora, BLOCK)
         for name, places in self.places.items():
             if places == 0:
-                raise ValueError(
-                    f"data: the share of corpus '{name}' is below 1 in {BLOCK}, too small to be read"
-                )
+                raise ValueError(f"data: the share of corpus '{name}' is below 1 in {BLOCK}, too small to be read")
         self._block_order = lru_cache(maxsize=2)(self._draw_block_order)
         self._epoch_order = lru_cache(maxsize=2 * len(self.names))(self._draw_epoch_order)
 
@@ -108,12 +104,8 @@ class Batches:
         first = step * self.data.batch_size
         places = [self.window(number) for number in range(first, first + self.data.batch_size)]
         T = self.data.sequence_length
-        tokens = np.stack([self.streams[name].ids[w * T : (w + 1) * T + 1] for name, w in places]).astype(
-            np.int64
-        )
-        segments = (
-            np.stack([self._documents(*place) for place in places]) if self.data.isolate_documents else None
-        )
+        tokens = np.stack([self.streams[name].ids[w * T : (w + 1) * T + 1] for name, w in places])
+        segments = np.stack([self._documents(*place) for place in places]) if self.data.isolate_documents else None
         return Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
             segments=None if segments is None else torch.from_numpy(segments),
@@ -167,8 +159,7 @@ class Batches:
         tokens, needed = len(self.streams[name].ids), self.data.sequence_length + 1
         if tokens < needed:
             raise ValueError(
-                f"corpus '{name}' has {tokens} training tokens; "
-                f"one sequence needs {needed} (sequence_length + 1)"
+                f"corpus '{name}' has {tokens} training tokens; one sequence needs {needed} (sequence_length + 1)"
             )
         return (tokens - 1) // self.data.sequence_length
 
@@ -217,14 +208,10 @@ def held_out(
     tokenizer = load_tokenizer(data.tokenizer)
     found = []
     for name, places in apportion(data.corpora, max_documents).items():
-        documents = sorted(
-            prepare(name, cache).documents(split), key=lambda text: hashlib.sha256(text).digest()
-        )
+        documents = sorted(prepare(name, cache).documents(split), key=lambda text: hashlib.sha256(text).digest())
         chosen = documents[: max(1, places)]
         cut = [text[:max_bytes_per_document].decode("utf-8", errors="ignore").encode() for text in chosen]
-        found += [
-            HeldOutDocument(name, ids, text) for ids, text in zip(encode(tokenizer, cut), cut, strict=True)
-        ]
+        found += [HeldOutDocument(name, ids, text) for ids, text in zip(encode(tokenizer, cut), cut, strict=True)]
     return found
 
 

@@ -1,7 +1,8 @@
 """Folders that are made once, by one process, and never trusted half-written.
 
 A prepared folder has a ``manifest.json`` with the size and SHA-256 of its other files. It is written under a
-temporary name and renamed; a lock lets any number of processes ask for the same folder at once.
+temporary name and renamed; a lock lets any number of processes ask for the same folder at once. Every file is
+hashed whenever the folder is asked for, so that what a power cut loses is noticed and made again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ def prepared_folder(folder: Path, write: Callable[[Path], dict[str, Any]]) -> di
     Returns:
         What `write` returned, plus ``files``: the size in bytes and the SHA-256 of every file.
     """
+    # First without the lock: a finished cache may be read-only.
+    manifest = _sound_manifest(folder)
+    if manifest is not None:
+        return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / f".{folder.name}.lock"):
         manifest = _sound_manifest(folder)
@@ -46,7 +51,7 @@ def prepared_folder(folder: Path, write: Callable[[Path], dict[str, Any]]) -> di
         try:
             manifest = write(temporary)
             manifest["files"] = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-            _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(temporary, folder)
         except BaseException:
@@ -79,14 +84,7 @@ def _sound_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    """Size and hash of one file, which is brought to the disk first."""
+    """Size and hash of one file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

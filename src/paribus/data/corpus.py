@@ -85,9 +85,7 @@ def find_source(name: str) -> Source:
         return HubCorpus(name)
     if re.search(r"[/.#~]", name) or Path(name).exists():
         return LocalCorpus(name)
-    raise ValueError(
-        f"unknown corpus '{name}' (and no such file or folder); {nearest(name, embedded.names())}"
-    )
+    raise ValueError(f"unknown corpus '{name}' (and no such file or folder); {nearest(name, embedded.names())}")
 
 
 def prepare(name: str, cache: Path) -> Corpus:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .source import Source
 
-PIECE_BYTES = 4_096
-INSTALL = 'run: pip install "paribus[hub]"'
+PIECE_CHARACTERS = 4_096
 WHOLE_FILE_BYTES = 65_536
+INSTALL = 'run: pip install "paribus[hub]"'
 TABLES = (".jsonl", ".parquet")
+TEXT_TYPES = ("string", "large_string", "string_view")
 HUB_NAME = re.compile(r"hf:(?P<name>[^@:#]+)(@(?P<revision>[^:#]+))?(:(?P<config>[^#]+))?(#(?P<field>.+))?")
 
 
@@ -103,9 +104,9 @@ class HubCorpus(Source):
         except Exception as problem:  # the library raises a dozen kinds for a wrong name and for no network
             reason = (str(problem) or type(problem).__name__).splitlines()[0]
             raise ValueError(f"corpus '{self.name}' cannot be loaded: {reason}") from problem
-        if self.field not in rows.column_names:
-            raise ValueError(_no_field(self.name, self.field, rows.column_names))
-        yield from (str(row[self.field]) for row in rows)
+        if getattr(rows.features.get(self.field), "dtype", None) not in TEXT_TYPES:
+            raise ValueError(_no_text(self.name, self.field, rows.features))
+        yield from (text for text in rows[self.field] if text is not None)
 
 
 def pieces(text: str, characters: int) -> Iterator[str]:
@@ -127,7 +128,7 @@ def pieces(text: str, characters: int) -> Iterator[str]:
 
 def piece_characters(size_bytes: int) -> int:
     """How long the pieces of a file of this size are: a two-hundredth of it, between 256 and 4,096."""
-    return min(PIECE_BYTES, max(256, size_bytes // 200))
+    return min(PIECE_CHARACTERS, max(256, size_bytes // 200))
 
 
 def _read(path: Path) -> str:
@@ -138,17 +139,18 @@ def _read(path: Path) -> str:
 
 
 def _jsonl(path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}, line {number}: not JSON: {problem}") from problem
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            fields = list(row) if isinstance(row, dict) else []
-            raise ValueError(_no_field(f"{path}, line {number}", field, fields))
-        yield row[field]
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as problem:  # not JSON, or not UTF-8
+                raise ValueError(f"{path}, line {number}: {problem}") from problem
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                fields = list(row) if isinstance(row, dict) else []
+                raise ValueError(_no_text(f"{path}, line {number}", field, fields))
+            yield row[field]
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
@@ -161,11 +163,12 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         table = ParquetFile(path)
     except (ArrowException, OSError) as problem:
         raise ValueError(f"{path} is not a parquet file: {problem}") from problem
-    if field not in table.schema_arrow.names:
-        raise ValueError(_no_field(str(path), field, table.schema_arrow.names))
+    types = dict(zip(table.schema_arrow.names, map(str, table.schema_arrow.types), strict=True))
+    if types.get(field) not in TEXT_TYPES:
+        raise ValueError(_no_text(str(path), field, types))
     for batch in table.iter_batches(columns=[field]):
-        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+        yield from (text for text in batch.column(0).to_pylist() if text is not None)
 
 
-def _no_field(where: str, field: str, known: list[str]) -> str:
+def _no_text(where: str, field: str, known: Iterable[str]) -> str:
     return f"{where}: no text under '{field}'; known: {', '.join(known) or 'none'}; choose one by PATH#FIELD"

@@ -30,13 +30,9 @@ def load_tokenizer(name: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as problem:  # a dozen kinds: wrong name, no network, damaged file
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise ValueError(
-            f"tokenizer '{name}' is neither '{BYTES}' nor a folder or name that loads: {reason}"
-        ) from problem
+        raise ValueError(f"tokenizer '{name}' is not '{BYTES}' and cannot be loaded: {reason}") from problem
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer '{name}' has no end-of-text token (eos_token), which separates documents"
-        )
+        raise ValueError(f"tokenizer '{name}' has no eos_token, which is needed to separate documents")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -79,9 +75,7 @@ def encode(tokenizer: Any, documents: Sequence[bytes]) -> list[np.ndarray]:
         return []
     texts = [document.decode("utf-8") for document in documents]
     # Not verbose: that a document is longer than a sequence is no fault, they are cut later.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [np.array(ids, dtype=id_type(tokenizer)) for ids in encoded]
 
 

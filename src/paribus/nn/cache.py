@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .state import State, map_state, select_rows, state_bytes
+from .state import State, map_state, select_rows, state_bytes, state_tensors
 
 
 class StateLayer(CacheLayerMixin):
@@ -93,6 +93,8 @@ class StateLayer(CacheLayerMixin):
 class StateCache(Cache):
     """One `StateLayer` for each layer of a model."""
 
+    layers: list[StateLayer]  # type: ignore[assignment]
+
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[StateLayer() for _ in range(num_layers)])
 
@@ -113,7 +115,6 @@ class StateCache(Cache):
     def device(self) -> torch.device | None:
         """Where the first state lies; None before any token."""
         for layer in self.layers:
-            for tensor in layer.state or ():
-                if isinstance(tensor, Tensor):
-                    return tensor.device
+            for tensor in state_tensors(layer.state):
+                return tensor.device
         return None

@@ -1,8 +1,8 @@
 """Decays, by name: how much of its state a gated kernel forgets before each token.
 
-Every decay gives log a ≤ 0, one number for each head (granularity "scalar") or for each key channel of each head
-("channel"), in float32 or wider. A tied decay also gives 1 - a, by which the mixer multiplies its keys: what is
-written is then as much as what is forgotten.
+Every decay gives log a ≤ 0, one number for each head (granularity "scalar") or for each key channel of each
+head ("channel"), in float32 or wider. When keys are tied to it, they are multiplied by its `complement` 1 - a: as
+much is written as is forgotten.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ Granularity = Literal["scalar", "channel"]
 class Decay(nn.Module):
     """x [B, T, D] -> log a: None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel.
 
-    Raises:
-        ValueError: the decay has no such granularity.
+    Args:
+        shape: (H,) or (H, K), of one token's decays.
     """
 
     granularities: ClassVar[tuple[Granularity, ...]] = ("scalar", "channel")
 
-    def __init__(self, placement: Placement, num_heads: int, key_width: int, granularity: Granularity) -> None:
+    def __init__(self, placement: Placement, shape: tuple[int, ...]) -> None:
         super().__init__()
-        if granularity not in self.granularities:
-            raise ValueError(f"{type(self).__name__}: granularity is '{granularity}'; allowed: {self.granularities}")
         self.placement = placement
-        self.shape = (num_heads,) if granularity == "scalar" else (num_heads, key_width)
-        self.size = math.prod(self.shape)
+        self.shape = shape
+        self.size = math.prod(shape)
 
     def forward(self, x: Tensor) -> Tensor | None:
         """The logarithm of the decays, for the kernels."""
@@ -66,13 +64,13 @@ class Constant(Decay):
 
 
 class SigmoidTemperature(Decay):
-    """log a = log sigmoid(W₂ W₁ x + b) / τ, τ = 16, W₂ W₁ of rank 16: GLA (Yang et al. 2023, arXiv:2312.06635)."""
+    """log a = log sigmoid(W₂ W₁ x + b) / τ, τ = 16, rank 16: GLA (Yang et al. 2023, arXiv:2312.06635)."""
 
     temperature = 16.0
     rank = 16
 
-    def __init__(self, placement: Placement, num_heads: int, key_width: int, granularity: Granularity) -> None:
-        super().__init__(placement, num_heads, key_width, granularity)
+    def __init__(self, placement: Placement, shape: tuple[int, ...]) -> None:
+        super().__init__(placement, shape)
         self.down = nn.Linear(placement.width, self.rank, bias=False)
         self.up = nn.Linear(self.rank, self.size, bias=False)
         self.bias = nn.Parameter(torch.empty(self.size))
@@ -87,12 +85,12 @@ class SigmoidTemperature(Decay):
 
 
 class Sigmoid(Decay):
-    """a = sigmoid(W x + 4): the forget gate of LSTMs with its customary positive offset (Gers et al. 2000)."""
+    """a = sigmoid(W x + 4): the LSTM's forget gate with its customary offset (Gers, Schmidhuber, Cummins 2000)."""
 
     offset = 4.0
 
-    def __init__(self, placement: Placement, num_heads: int, key_width: int, granularity: Granularity) -> None:
-        super().__init__(placement, num_heads, key_width, granularity)
+    def __init__(self, placement: Placement, shape: tuple[int, ...]) -> None:
+        super().__init__(placement, shape)
         self.project = nn.Linear(placement.width, self.size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,8 +104,8 @@ class LowerBounded(Decay):
     HGRN2 (Qin et al. 2024, arXiv:2404.07904) at its beginning; its bounds are learned there, and fixed here.
     """
 
-    def __init__(self, placement: Placement, num_heads: int, key_width: int, granularity: Granularity) -> None:
-        super().__init__(placement, num_heads, key_width, granularity)
+    def __init__(self, placement: Placement, shape: tuple[int, ...]) -> None:
+        super().__init__(placement, shape)
         self.project = nn.Linear(placement.width, self.size, bias=False)
         self.bound = placement.layer / placement.num_layers
 
@@ -125,8 +123,8 @@ class Mamba(Decay):
     Initially exp(A) lies between 1 and 16 and softplus(b) between 0.001 and 0.1, both about log-uniformly.
     """
 
-    def __init__(self, placement: Placement, num_heads: int, key_width: int, granularity: Granularity) -> None:
-        super().__init__(placement, num_heads, key_width, granularity)
+    def __init__(self, placement: Placement, shape: tuple[int, ...]) -> None:
+        super().__init__(placement, shape)
         self.project = nn.Linear(placement.width, self.size, bias=False)
         self.log_rate = nn.Parameter(torch.empty(self.shape))  # A
         self.bias = nn.Parameter(torch.empty(self.size))
@@ -162,10 +160,13 @@ def make_decay(
     """
     if name not in DECAYS:
         raise ValueError(f"unknown decay '{name}'; {nearest(name, DECAYS)}")
-    return DECAYS[name](placement, num_heads, key_width, granularity)
+    allowed = DECAYS[name].granularities
+    if granularity not in allowed:
+        raise ValueError(f"granularity of decay '{name}' is '{granularity}'; allowed: {', '.join(allowed)}")
+    return DECAYS[name](placement, (num_heads,) if granularity == "scalar" else (num_heads, key_width))
 
 
 def complement(log_decay: Tensor) -> Tensor:
-    """1 - a, the factor of the keys [B, T, H, K] when they are tied to the decay, without cancellation near a = 1."""
+    """1 - a, the factor of keys [B, T, H, K] that are tied to the decay; no cancellation near a = 1."""
     factor = -torch.expm1(log_decay)
     return factor if factor.dim() == 4 else factor[..., None]

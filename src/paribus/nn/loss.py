@@ -38,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             gradient = logits.sub_(log_sum[:, None]).exp_()
             gradient.scatter_add_(1, chosen.clamp(min=0)[:, None], -torch.ones_like(gradient[:, :1]))
-            gradient.mul_((counted / count)[:, None])
+            gradient.mul_((counted.to(accumulate) / count)[:, None])
             gradient = gradient.to(hidden.dtype)
             if hidden_gradient is not None:
                 torch.mm(gradient, matrix, out=hidden_gradient[part])

@@ -20,17 +20,25 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or not isinstance(event, dict):
+        if not line.endswith(b"\n") or not isinstance(event, dict) or not {"event", "step"} <= event.keys():
             break
         events.append(event)
     return events
 
 
 class Journal:
-    """Appends events; on resuming, forgets those after the step of the checkpoint."""
+    """Appends events; on resuming, forgets those that came after the checkpoint.
 
-    def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [event for event in read_journal(path) if event["step"] <= resume_step]
+    Attributes:
+        num_events: how many there are by now.
+
+    Args:
+        kept_events: how many of those in the file at `path` stay.
+    """
+
+    def __init__(self, path: Path, kept_events: int) -> None:
+        kept = read_journal(path)[:kept_events]
+        self.num_events = len(kept)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text("".join(json.dumps(event) + "\n" for event in kept))
         sync_file(temporary)
@@ -42,9 +50,15 @@ class Journal:
         """Append one event; it reaches the operating system at once."""
         self._file.write(json.dumps({"event": event, "step": step, **facts}, allow_nan=False) + "\n")
         self._file.flush()
+        self.num_events += 1
+
+    def sync(self) -> None:
+        """Make all events survive a loss of power."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Sync and close; what could not be written before, on a full disk, is given up."""
+        try:
+            self.sync()
+        finally:
+            self._file.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from paribus.evaluation.contract import CHECKS, run_channel_checks, run_checks
+from paribus.evaluation.contract import CHANNEL_CHECKS, CHECKS, run_channel_checks, run_checks
 from paribus.nn.component import CHANNELS, MIXERS
 
 OUTPUT = "self.output(o.flatten(2))"
@@ -63,11 +64,11 @@ MUTANTS = {
 """For each check: a piece of the attention mixer's text, what replaces it, and so on."""
 
 
-def mutant(folder: Path, *texts: str) -> str:
-    """The path of a copy of the attention mixer with pieces of its text replaced."""
-    source = Path(str(MIXERS.module("attention").__file__)).read_text()
+def mutant(folder: Path, *texts: str, original: ModuleType | None = None) -> str:
+    """The path of a copy of the attention mixer, or of the original given, with pieces of its text replaced."""
+    source = Path(str((original or MIXERS.module("attention")).__file__)).read_text()
     for before, after in zip(texts[::2], texts[1::2], strict=True):
-        assert before in source, f"the attention mixer no longer has {before!r}"
+        assert before in source, f"the original no longer has {before!r}"
         source = source.replace(before, after)
     path = folder / "mutant.py"
     source = source.replace("from ..", "from paribus.nn.")
@@ -97,6 +98,20 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     results = {result.check: result for result in run_checks(name)}
     assert not results["causal"].passed and results["causal"].message == "IndexError: broken"
     assert results["meta"].passed
+
+
+@pytest.mark.parametrize(
+    ("check", "before", "after"),
+    [
+        ("tokens_alone", "self.up(x)", "self.up(x + x.mean(1, keepdim=True))"),
+        ("expansion", "config.expansion", "max(2, config.expansion)"),
+        ("gradient_values", "self.up(x)", "self.up(x.detach())"),
+    ],
+)
+def test_the_check_of_channels_can_fail(check: str, before: str, after: str, tmp_path: Path) -> None:
+    name = mutant(tmp_path, before, after, original=CHANNELS.module("glu"))
+    with pytest.raises(AssertionError, match=re.escape(name)):
+        CHANNEL_CHECKS[check](name)
 
 
 def test_channels_run_too() -> None:

@@ -1,4 +1,4 @@
-"""Technical English: docstrings above 200 characters in numpy, scipy, torch, transformers, a document each."""
+"""Technical English: docstrings above 200 characters in numpy, scipy, torch, transformers, one a document."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Docstrings(EmbeddedCorpus):
 
     licence = "BSD-3-Clause (numpy, scipy, torch), Apache-2.0 (transformers)"
     packages = {name: name for name in ("numpy", "scipy", "torch", "transformers")}
+    max_bytes = 5_000_000  # parsing takes about 3 seconds for each million
 
     def documents(self) -> Iterator[str]:
         for path in spread(self.folders(), "*.py", without=LEFT_OUT):

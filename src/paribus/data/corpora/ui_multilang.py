@@ -25,7 +25,5 @@ def translations(catalogue: str) -> str:
     """The translated texts of a gettext catalogue, one a line, without its header."""
     _, *entries = TRANSLATION.findall(catalogue)
     # The quoting of these files is C's, which Python's literals read.
-    texts = (
-        "".join(ast.literal_eval(line) for line in quoted.split("\n") if line.strip()) for quoted in entries
-    )
+    texts = ("".join(map(ast.literal_eval, quoted.split("\n"))) for quoted in entries)
     return "\n".join(text for text in texts if text)

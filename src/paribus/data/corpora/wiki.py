@@ -1,4 +1,4 @@
-"""Encyclopedic English: Wikipedia articles from gensim's shortened dump, raw markup, a document per section."""
+"""Encyclopedic English: Wikipedia articles from gensim's shortened dump, raw markup, a section a document."""
 
 from __future__ import annotations
 

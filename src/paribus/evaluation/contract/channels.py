@@ -21,10 +21,7 @@ def check_tokens_alone(name: str) -> None:
 def check_expansion(name: str) -> None:
     """`expansion` sets the size, which is how sizes are matched; one that leaves nothing is refused."""
     sizes = [
-        sum(
-            parameter.numel()
-            for parameter in build(CHANNEL, name, settings={"expansion": expansion}).parameters()
-        )
+        sum(parameter.numel() for parameter in build(CHANNEL, name, settings={"expansion": expansion}).parameters())
         for expansion in (1.0, 2.0, 3.0)
     ]
     assert sizes[0] < sizes[1] < sizes[2], f"{name}: expansion: 1, 2, 3 give {sizes} parameters"

@@ -19,9 +19,7 @@ def check_shape(kind: Kind, name: str) -> None:
         for module in _directions(kind, name, dtype):
             for B, T in ((1, 1), (2, 7), (3, 33)):
                 y = kind.output(module, tokens(B, T, dtype=dtype))
-                assert y.shape == (B, T, WIDTH), (
-                    f"{name}: shape: {tuple(y.shape)} for an input of {(B, T, WIDTH)}"
-                )
+                assert y.shape == (B, T, WIDTH), f"{name}: shape: {tuple(y.shape)} for an input of {(B, T, WIDTH)}"
                 assert y.dtype == dtype, f"{name}: dtype: {y.dtype} for an input of {dtype}"
                 finite(f"{name}: {dtype} at B={B}, T={T}", y)
 
@@ -67,7 +65,7 @@ def check_gradient_values(kind: Kind, name: str) -> None:
             expected = _difference(value, parts[part], direction)
             got = float((gradient * direction).sum())
             assert abs(got - expected) <= 1e-5 * (float(gradient.norm()) + 1e-3), (
-                f"{name}: gradient of {part}: {got:.6g} along a direction where differences give {expected:.6g}"
+                f"{name}: gradient of {part}: {got:.6g} along a direction, differences give {expected:.6g}"
             )
 
 
@@ -106,9 +104,7 @@ def check_beyond_the_longest(kind: Kind, name: str) -> None:
             refusal(f"{name}: token 9 of max_length 8", lambda: module(x[:, 8:], state=state))
         return
     finite(f"{name}: 9 tokens of max_length 8", whole)
-    agree(
-        f"{name}: beyond max_length 8: the tokens before", whole[:, :8], kind.output(module, x[:, :8]), 1e-10
-    )
+    agree(f"{name}: beyond max_length 8: the tokens before", whole[:, :8], kind.output(module, x[:, :8]), 1e-10)
 
 
 def _direction(like: Tensor, seed: int) -> Tensor:

@@ -175,9 +175,7 @@ def check_padding(name: str) -> None:
         module = build(MIXER, name, causal=causal, loud=True)
         x = torch.where(real[..., None], tokens(4, T), 100 * tokens(4, T, seed=7))
         y, _ = module(x, segments=segments)
-        assert not y[~real].any(), (
-            f"{name}: padding: outputs there reach {float(y[~real].abs().max()):.1e}, not 0"
-        )
+        assert not y[~real].any(), f"{name}: padding: outputs there reach {float(y[~real].abs().max()):.1e}, not 0"
         for row, place in enumerate([*spans, "scattered"]):
             alone, _ = module(x[row : row + 1, real[row]])
             agree(f"{name}: padding: {place}, causal={causal}", y[row : row + 1, real[row]], alone, EXACT)

@@ -72,13 +72,9 @@ def shake(module: nn.Module) -> None:
             parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
-def tokens(
-    B: int, T: int, *, width: int = WIDTH, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def tokens(B: int, T: int, *, width: int = WIDTH, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Unit-variance inputs [B, T, D]."""
-    return torch.randn(B, T, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        dtype
-    )
+    return torch.randn(B, T, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def in_pieces(

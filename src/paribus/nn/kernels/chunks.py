@@ -162,7 +162,7 @@ def _forget(weights: Weights, starts: Tensor, C: int) -> Weights:
     """Without what a start lies between."""
     count = split(starts.to(weights.read.dtype)[..., None, None], C).cumsum(-2)  # B 1 N C 1, starts in the chunk so far
     first, last = count == 0, count == count[..., -1:, :]
-    keep = first[..., -1:, :].to(weights.read.dtype)
+    keep = first[..., -1:, :].to(weights.read.dtype).expand(*weights.read.shape[:3], 1, 1)
     return Weights(
         torch.where(count == count.mT, weights.pairs, 0),
         torch.where(first, weights.read, 0),
@@ -183,7 +183,7 @@ def _levels(prefix: Tensor, suffix: Tensor) -> Iterator[tuple[int, Tensor, Tenso
     """
     c = 1
     while c < prefix.shape[-2]:
-        (first, second), (first_suffix, second_suffix) = _halves(prefix, c), _halves(suffix, c)
+        (first, second), first_suffix = _halves(prefix, c), _halves(suffix, c)[0]
         yield c, second, first_suffix
         first_suffix *= second[..., -1:, :]
         second *= first[..., -1:, :]

@@ -49,7 +49,14 @@ def delta(
         ValueError: unknown algorithm.
     """
     return run_form(
-        _FORMS, algorithm, q, [k, v, write_strength[..., None]], log_decay, rows=rows, state=state, causal=causal
+        _FORMS,
+        algorithm,
+        q,
+        [k, v, write_strength[..., None]],
+        log_decay,
+        rows=rows,
+        state=state,
+        causal=causal,
     )
 
 
@@ -72,46 +79,67 @@ def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, stric
     q, k, v, strength = (split(x, C) for x in (q, *writes))
     weights, holds = weigh(q, k, gates), weigh(k, k, gates)
     pairs = weights.pairs.tril(-1) if strict else weights.pairs
-    right = torch.cat([strength * v, strength * holds.read], -1)
-    solved = torch.linalg.solve_triangular(strength * holds.pairs, right, upper=False, unitriangular=True)
-    target, held = solved.split([v.shape[-1], k.shape[-1]], -1)
-    before, values, state = _ChunkStates.apply(target, held, weights.write, weights.keep, state)
-    o = (pairs @ values).flatten(0, 2).baddbmm_(weights.read.flatten(0, 2), before.flatten(0, 2))
-    return merge(o.unflatten(0, q.shape[:3]), T), state
+    solve = _UnitInverse.apply(strength * holds.pairs) * strength.mT
+    target, held = solve @ v, solve @ holds.read
+    flat = (x.flatten(0, 1) for x in (target, held, weights.write))
+    keep = None if weights.keep is None else weights.keep.flatten(0, 1)
+    before, values, after = _ChunkStates.apply(*flat, keep, state.flatten(0, 1))
+    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs.flatten(0, 1) @ values, weights.read, before)))
+    return merge(o.unflatten(0, q.shape[:3]), T), after.unflatten(0, q.shape[:2])
+
+
+class _UnitInverse(torch.autograd.Function):
+    """(I + L)⁻¹ for L the part of [..., C, C] strictly below the diagonal."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+        inverse = torch.linalg.solve_triangular(matrix, identity, upper=False, unitriangular=True)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_inverse: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        with full_precision(inverse):
+            return (inverse.mT @ d_inverse @ inverse.mT).tril_(-1).neg_()
 
 
 class _ChunkStates(torch.autograd.Function):
-    """The states before each chunk, [B, H, N, K, V], the pseudo-values [B, H, N, C, V] and the last state.
+    """The states before each of N chunks, the pseudo-values and the last state; G = B H.
 
     values[n] = target[n] - held[n] S[n]          S[n+1] = keep[n] ⊙ S[n] + write[n]ᵀ values[n]
+
+    target, values [G, N, C, V]; held, write [G, N, C, K]; keep None or [G, N, 1 or K, 1]; states [G, (N,) K, V].
     """
 
     @staticmethod
     def forward(
         ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor | None, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        values = torch.empty_like(target, memory_format=torch.contiguous_format)
-        before = state.new_empty(*target.shape[:3], *state.shape[2:])
-        for n in range(target.shape[2]):
-            before[:, :, n] = state
-            values[:, :, n] = target[:, :, n] - held[:, :, n] @ state
-            kept = state if keep is None else keep[:, :, n] * state
-            state = kept + write[:, :, n].mT @ values[:, :, n]
-        ctx.save_for_backward(held, write, keep, before, values)
-        return before, values, state
+        before, values = [], []
+        for n in range(target.shape[1]):
+            before.append(state)
+            values.append(torch.baddbmm(target[:, n], held[:, n], state, alpha=-1))
+            kept = state if keep is None else keep[:, n] * state
+            state = torch.baddbmm(kept, write[:, n].mT, values[-1])
+        ctx.save_for_backward(held, write, keep, *(stacked := (torch.stack(before, 1), torch.stack(values, 1))))
+        return *stacked, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_before: Tensor, d_values: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
         held, write, keep, before, values = ctx.saved_tensors
-        d_target, d_after = torch.empty_like(values), torch.empty_like(before)
+        targets, afters = [], []
         with full_precision(held):
-            for n in reversed(range(held.shape[2])):
-                d_after[:, :, n] = d_state
-                d_target[:, :, n] = d_values[:, :, n] + write[:, :, n] @ d_state
-                kept = d_state if keep is None else keep[:, :, n] * d_state
-                d_state = d_before[:, :, n] + kept - held[:, :, n].mT @ d_target[:, :, n]
-            d_held, d_write = -(d_target @ before.mT), values @ d_after.mT
+            for n in reversed(range(held.shape[1])):
+                afters.append(d_state)
+                targets.append(torch.baddbmm(d_values[:, n], write[:, n], d_state))
+                kept = d_state if keep is None else keep[:, n] * d_state
+                d_state = torch.baddbmm(d_before[:, n] + kept, held[:, n].mT, targets[-1], alpha=-1)
+            d_after, d_target = torch.stack(afters[::-1], 1), torch.stack(targets[::-1], 1)
+            d_held, d_write = (d_target @ before.mT).neg_(), values @ d_after.mT
         d_keep = None if keep is None else (d_after * before).sum_to_size(keep.shape)
         return d_target, d_held, d_write, d_keep, d_state
 

@@ -45,9 +45,7 @@ def recurrence(
     Raises:
         ValueError: unknown algorithm.
     """
-    return run_form(
-        _FORMS, algorithm, q, [k, v], log_decay, rows=rows, state=state, causal=causal
-    )
+    return run_form(_FORMS, algorithm, q, [k, v], log_decay, rows=rows, state=state, causal=causal)
 
 
 def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
@@ -69,7 +67,7 @@ def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, stric
     weights = weigh(q, k, gates)
     pairs = weights.pairs.tril(-1) if strict else weights.pairs
     before, state = _ChunkStates.apply(weights.write.mT @ v, weights.keep, state)
-    o = (pairs @ v).flatten(0, 2).baddbmm_(weights.read.flatten(0, 2), before.flatten(0, 2))
+    o = torch.baddbmm(*(x.flatten(0, 2) for x in (pairs @ v, weights.read, before)))
     return merge(o.unflatten(0, q.shape[:3]), T), state
 
 

@@ -66,11 +66,10 @@ class GatedLinearAttention(Mixer):
         self.norm = RMSNorm(head_width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def mix(
-        self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """The recurrence, normalised in each head and gated."""
-        q, k, v = (split_heads(project(x), self.config.num_heads) for project in (self.query, self.key, self.value))
+        projections = (self.query, self.key, self.value)
+        q, k, v = (split_heads(project(x), self.config.num_heads) for project in projections)
         log_decay = self.decay(x)
         if self.config.tied:
             k = k * complement(log_decay).to(k.dtype)

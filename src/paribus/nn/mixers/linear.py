@@ -41,11 +41,10 @@ class LinearAttention(Mixer):
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def mix(
-        self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """Numerator and denominator come from one recurrence."""
-        q, k, v = (split_heads(project(x), self.config.num_heads) for project in (self.query, self.key, self.value))
+        projections = (self.query, self.key, self.value)
+        q, k, v = (split_heads(project(x), self.config.num_heads) for project in projections)
         q, k = functional.elu(q) + 1, functional.elu(k) + 1
         v = functional.pad(v, (0, 1), value=1.0)
         o, state = recurrence(q, k, v, None, rows=rows, state=state, causal=self.placement.causal)
