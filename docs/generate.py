@@ -94,9 +94,7 @@ def component(name: str, node: Documented, path: Path) -> str:
         parts.append("\n".join([*table, *(f"| {' | '.join(row)} |" for row in rows)]))
     presets = dictionary(node, "PRESETS")
     if presets:
-        parts.append(
-            "Presets:\n\n" + "\n".join(f"* `{key}`: {cell(value)}" for key, value in presets.items())
-        )
+        parts.append("Presets:\n\n" + "\n".join(f"* `{key}`: {cell(value)}" for key, value in presets.items()))
     source = path.relative_to(PACKAGE.parents[1]).as_posix()
     return "\n\n".join([*parts, f"Defined in `{source}`."])
 
@@ -135,9 +133,7 @@ def prose(text: str) -> str:
 
 def settings(node: Documented) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, default and meaning of each field of the component's ``Config``, or of the class itself."""
-    configs = [
-        inner for inner in ast.walk(node) if isinstance(inner, ast.ClassDef) and inner.name == "Config"
-    ]
+    configs = [inner for inner in ast.walk(node) if isinstance(inner, ast.ClassDef) and inner.name == "Config"]
     for config in configs or ([node] if isinstance(node, ast.ClassDef) else []):
         for field, after in zip(config.body, [*config.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):

@@ -52,13 +52,9 @@ class LeakyAverage(Mixer):
         """Decays spread evenly, on a logarithmic scale, between about one token and the longest memory."""
         nn.init.uniform_(self.memory, 0.0, math.log(self.config.longest_memory))
 
-    def mix(
-        self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """Average with the scan kernel, which knows segments, padding and both directions."""
         log_decay = functional.logsigmoid(self.memory)  # E
         values = -torch.expm1(log_decay) * self.value(x)  # B T E
-        h, state = scan(
-            values, log_decay.expand_as(values), rows=rows, state=state, causal=self.placement.causal
-        )
+        h, state = scan(values, log_decay.expand_as(values), rows=rows, state=state, causal=self.placement.causal)
         return self.output(torch.sigmoid(self.gate(x)) * h), state

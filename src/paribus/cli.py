@@ -1,12 +1,14 @@
-"""The command line: every verb is a thin call of a public function. Nothing heavy is imported before a verb needs it."""
+"""The command line: every verb is a thin call of a public function, and imports nothing heavy before it is called."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 KINDS = ("mixers", "channels", "decays", "norms", "initializations", "corpora")
 
@@ -17,7 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb: Callable[[argparse.Namespace], int | None] = options.verb
     try:
         return verb(options) or 0
-    except (ValueError, OSError) as problem:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, RuntimeError) as problem:
         print(f"paribus: {_one_line(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -25,15 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _one_line(problem: Exception) -> str:
     if isinstance(problem, OSError) and problem.strerror:
-        where = f" '{problem.filename}'" if problem.filename else ""
-        return f"{problem.strerror}{where}; what was written before is whole, call again to continue"
-    return " ".join(str(problem).split())
+        where = f": '{problem.filename}'" if problem.filename else ""
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "; what was written before is whole, call again to continue" if full else ""
+        return f"{problem.strerror}{where}{hint}"
+    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="paribus", description="Pretraining experiments that change one thing and hold all else equal."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -44,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_components(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_components(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("list", help="what exists, one line each")
     add.add_argument("kind", nargs="?", choices=KINDS, help="all kinds when left out")
     add.set_defaults(verb=_list)
@@ -62,7 +76,7 @@ def _add_components(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add.set_defaults(verb=_check)
 
 
-def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_training(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("run", help="one training, resumable")
     add.add_argument("run", type=Path, metavar="RUN.json")
     add.add_argument("overrides", nargs="*", metavar="path=value", help="such as optimizer.lr=1e-3")
@@ -87,7 +101,7 @@ def _add_places(add: argparse.ArgumentParser) -> None:
     add.add_argument("--accept-stale", action="store_true", help="use runs although the library's code changed since")
 
 
-def _add_models(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("publish", help="a run as a Hugging Face folder, proven to load without this library")
     add.add_argument("run", type=Path, metavar="RUN")
     add.add_argument("out", type=Path, metavar="OUT")
@@ -108,7 +122,7 @@ def _add_models(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add.set_defaults(verb=_evaluate)
 
 
-def _add_runs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_runs(verbs: argparse._SubParsersAction[_Parser]) -> None:
     runs = verbs.add_parser("runs", help="what is on disk").add_subparsers(required=True, metavar="VERB")
     add = runs.add_parser("list", help="all runs, one line each")
     add.add_argument("--root", type=Path, default=Path("runs"))
@@ -122,10 +136,9 @@ def _add_runs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
+    return int(text)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -153,7 +166,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
     from paribus.data.cache import cache_folder
+    from paribus.studies.progress import RunProgress
     from paribus.training.folder import find_run, refuse_other_settings
     from paribus.training.loop import train
     from paribus.training.run import parse_override, read_run, with_values
@@ -161,12 +177,9 @@ def _run(options: argparse.Namespace) -> None:
     run = with_values(read_run(options.run), dict(parse_override(text) for text in options.overrides))
     refuse_other_settings(options.root, run)
     folder = find_run(options.root, run)
-
-    def show(tick: object) -> None:
-        print(f"\r{tick}", end="", file=sys.stderr, flush=True)
-
-    result = train(run, folder, cache_folder(), watch=show, accept_stale=options.accept_stale)
-    print(f"\n{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
+    with RunProgress(Console(stderr=True), run.name) as progress:
+        result = train(run, folder, cache_folder(), watch=progress.watch, accept_stale=options.accept_stale)
+    print(f"{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
 
 
 def _study(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from paribus.data.batches import HeldOutDocument
 from paribus.nn.loss import IGNORE
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
-_TOKENS_AT_ONCE = 8192
+_LOGITS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def document_bits(
     nats = np.zeros(len(documents))
     windows = list(_windows(documents, sequence_length, start_token))
     windows.sort(key=lambda window: -len(window[1]))
-    rows = max(1, _TOKENS_AT_ONCE // sequence_length)
+    rows = max(1, _LOGITS_AT_ONCE // (sequence_length * model.config.vocab_size))
     device = next(model.parameters()).device
     for begin in range(0, len(windows), rows):
         part = windows[begin : begin + rows]

@@ -12,7 +12,7 @@ from .bits_per_byte import DocumentBits
 
 
 class ByteNGram:
-    """Witten-Bell interpolation (Witten and Bell 1991) from the uniform distribution up to contexts of `order` - 1 bytes.
+    """Witten-Bell interpolation (Witten and Bell 1991), from the uniform distribution to contexts of `order` - 1 bytes.
 
         p(b | c) = (count(c b) + types(c) · p(b | c without its first byte)) / (count(c) + types(c))
 
@@ -73,14 +73,10 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
     return np.where(keys[place] == wanted, values[place], 0)
 
 
-def ngram_document_bits(
-    order: int, data: np.ndarray, documents: Sequence[HeldOutDocument]
-) -> list[DocumentBits]:
+def ngram_document_bits(order: int, data: np.ndarray, documents: Sequence[HeldOutDocument]) -> list[DocumentBits]:
     """The bits of each document under a byte n-gram of `order` counted on `data` (uint8 [N])."""
     model = ByteNGram(order, data)
     return [
-        DocumentBits(
-            document.corpus, model.bits(np.frombuffer(document.content, dtype=np.uint8)), document.num_bytes
-        )
+        DocumentBits(document.corpus, model.bits(np.frombuffer(document.content, dtype=np.uint8)), document.num_bytes)
         for document in documents
     ]

@@ -47,7 +47,7 @@ class ParibusModel(ParibusPreTrainedModel):
         """The token embedding."""
         return self.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.embedding = value
 
@@ -82,6 +82,7 @@ class ParibusModel(ParibusPreTrainedModel):
         hidden_states = [x]
         context = Context(tables={})
         for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block), "made in __init__"
             x, states[layer] = self._block(block, x, segments, states[layer], cache is not None, context)
             hidden_states.append(x)
         x = self.norm(x)

@@ -61,7 +61,7 @@ class ParibusConfig(PretrainedConfig):
         self.causal = causal
         self.initialization = initialization
         self._check()
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # its fields are made by a decorator that mypy cannot follow
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,

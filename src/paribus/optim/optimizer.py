@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,13 +31,14 @@ class Optimizer:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer: betas are {list(self.betas)}; two numbers in [0, 1) are needed")
         for key in ("lr", "eps", "weight_decay", "clip_norm"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"optimizer: {key} is {getattr(self, key)}; it cannot be negative")
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"optimizer: {key} is {getattr(self, key)}; a number that is not negative is needed")
 
 
 def make_optimizer(settings: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """The optimizer over the named `parameters`, in two groups: decayed matrices and everything else."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in parameters:
         (decayed if parameter.dim() >= 2 and "embedding" not in name else free).append(parameter)
     groups = [

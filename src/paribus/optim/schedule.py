@@ -13,7 +13,8 @@ class Schedule:
 
     cosine:   from the peak to `final` · peak along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)
     constant: the peak
-    wsd:      the peak, then linearly to `final` · peak over the last `decay` of the run (Hu et al. 2024, arXiv:2404.06395)
+    wsd:      the peak, and in the last `decay` of the run linearly to `final` · peak (Hu et al. 2024,
+              arXiv:2404.06395)
     """
 
     name: Literal["cosine", "constant", "wsd"] = "cosine"
@@ -28,10 +29,12 @@ class Schedule:
         for key in ("warmup", "final", "decay"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"schedule: {key} is {getattr(self, key)}; a share between 0 and 1 is needed")
+        if self.name == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"schedule: warmup {self.warmup} and decay {self.decay} are more than the whole run")
 
     def factor(self, step: int, total_steps: int) -> float:
         """The learning rate of step 0 ≤ `step` < `total_steps`, as a share of the peak."""
-        warmup_steps = math.ceil(self.warmup * total_steps)
+        warmup_steps = _steps(self.warmup, total_steps)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         if self.name == "constant":
@@ -39,6 +42,11 @@ class Schedule:
         if self.name == "cosine":
             progress = (step + 1 - warmup_steps) / max(1, total_steps - warmup_steps)
             return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
-        decay_steps = math.ceil(self.decay * total_steps)
+        decay_steps = _steps(self.decay, total_steps)
         remaining = total_steps - 1 - step
         return 1.0 if remaining >= decay_steps else self.final + (1 - self.final) * remaining / decay_steps
+
+
+def _steps(share: float, total_steps: int) -> int:
+    """A share of the steps, rounded up; 0.07 · 100 is 7, though floats make it a little more."""
+    return math.ceil(round(share * total_steps, 6))

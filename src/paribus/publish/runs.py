@@ -72,10 +72,10 @@ def evaluate_folder(
         length, data = run.data.sequence_length, run.data
     else:
         length, data = min(model.config.max_position_embeddings, 1024), None
-    weights = {name: 1.0 for name in corpora} if corpora else (data.corpora if data else {})
+    weights = dict.fromkeys(corpora, 1.0) if corpora else (data.corpora if data else {})
     tokenizer_name = data.tokenizer if data else _tokenizer_name(tokenizer, folder)
     settings = Data(weights, tokenizer=tokenizer_name, sequence_length=length)
-    documents = held_out(settings, split, cache_folder(), max_documents, max_bytes=8192)
+    documents = held_out(settings, split, cache_folder(), max_documents, 8192)
     bits = document_bits(model, documents, length, tokenizer.eos_token_id)
     values = {name: bits_per_byte([d for d in bits if d.corpus == name]) for name in sorted(weights)}
     return values if len(values) == 1 else {**values, "all": bits_per_byte(bits)}

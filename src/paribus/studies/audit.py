@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paribus.training.folder import read_record
+from paribus.training.folder import read_record, read_result
 from paribus.training.journal import read_journal
 from paribus.training.loop import build_model
 from paribus.training.run import Run
 
 from .equalizers import TOLERANCE, Equalized
 from .result import ArmResult, Audit, Difference
-from .study import Study
+from .study import Equalizer, Study
 
 _RATIOS = (
     "parameters",
@@ -27,6 +27,8 @@ _RATIOS = (
     "tokens_per_second",
     "peak_memory_bytes",
 )
+
+_LIMITS: dict[Equalizer, float] = {"parameters": TOLERANCE, "tokens": 0.0, "flops": 0.01, "seconds": 0.1}
 
 
 def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Mapping[str, Run]) -> Audit:
@@ -41,12 +43,13 @@ def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Map
     differences = _differences(study, equalized, chosen)
     equal, confounds = _equal_settings(chosen, differences), []
     confounds += [f"{d.path} differs and was not declared" for d in differences if not d.declared]
-    records = {arm.name: [read_record(Path(seed.run_folder)) for seed in arm.seeds] for arm in arms}
+    folders = [Path(seed.run_folder) for arm in arms for seed in arm.seeds]
+    records = [read_record(folder) for folder in folders]
     for statement, holds in (
-        _same_manifests(records),
-        *_same_batches(arms),
-        _same_documents(study, arms),
-        _same("versions and machine", {name: [r["environment"] for r in rs] for name, rs in records.items()}),
+        _same_corpora(records),
+        *([] if _varies_data(study) else _same_batches(arms)),
+        _same_documents(folders),
+        _same("versions and machine", [record["environment"] for record in records]),
         _same("code outside the varied components", _shared_sources(records)),
         *_sizes(study, arms),
     ):
@@ -93,19 +96,20 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 def _equal_settings(chosen: Mapping[str, Run], differences: list[Difference]) -> list[str]:
     paths = {path for run in chosen.values() for path in _leaves(run.to_json())} - {"name"}
     same = len(paths) - len(differences)
-    return [
-        f"settings: {same} of {len(paths)} are the same in all arms (optimizer, schedule, data, precision, …)"
-    ]
+    return [f"settings: {same} of {len(paths)} are the same in all arms (optimizer, schedule, data, precision, …)"]
 
 
-def _same_manifests(records: Mapping[str, list[dict[str, Any]]]) -> tuple[str, bool]:
-    manifests = [record["manifests"] for runs in records.values() for record in runs]
-    if any(manifest != manifests[0] for manifest in manifests):
-        raise ValueError(
-            "arms were trained on different corpora (their manifests differ); remove the older runs"
-        )
-    digest = hashlib.sha256(repr(sorted(manifests[0].items())).encode()).hexdigest()[:16]
-    return f"corpora: manifests {digest} in all arms", True
+def _same_corpora(records: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    corpora = [record["manifests"]["corpora"] for record in records]
+    if any(manifests != corpora[0] for manifests in corpora):
+        raise ValueError("arms were trained on different corpora (their manifests differ); remove the older runs")
+    digest = hashlib.sha256(repr(sorted(corpora[0].items())).encode()).hexdigest()[:16]
+    return f"corpora: manifests {digest} in all runs", True
+
+
+def _varies_data(study: Study) -> bool:
+    """Whether batches differ because the study says so: another tokenizer, another length."""
+    return any(path.startswith("data.") for path in (*study.vary, *study.tune))
 
 
 def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
@@ -132,48 +136,45 @@ def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
     return statements
 
 
-def _same_documents(study: Study, arms: list[ArmResult]) -> tuple[str, bool]:
-    settings = study.base.evaluation
-    return (
-        f"measure: the same test documents (at most {settings.test_documents}, chosen by hash), never used for tuning",
-        True,
-    )
+def _same_documents(folders: Sequence[Path]) -> tuple[str, bool]:
+    """Whether all runs were tuned on the same validation documents and judged on the same test documents."""
+    hashes = [(read_result(folder) or {}).get("documents_sha256") for folder in folders]
+    if any(value != hashes[0] for value in hashes) or hashes[0] is None:
+        return "held-out documents differ between runs", False
+    shown = ", ".join(f"{split} SHA-256 {digest[:16]}" for split, digest in hashes[0].items())
+    return f"measure: the same held-out documents in all runs ({shown})", True
 
 
-def _same(what: str, values: Mapping[str, list[Any]]) -> tuple[str, bool]:
-    """Whether `values` are the same in all runs of all arms."""
-    flat = [repr(value) for items in values.values() for value in items]
-    return (
-        (f"{what}: the same in all runs", True)
-        if len(set(flat)) == 1
-        else (f"{what} differ between runs", False)
-    )
+def _same(what: str, values: Sequence[Any]) -> tuple[str, bool]:
+    """Whether `values`, one a run, are the same."""
+    same = all(value == values[0] for value in values)
+    return f"{what}: the same in all runs" if same else f"{what} differ between runs", same
 
 
-def _shared_sources(records: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[Any]]:
-    """Hashes of the files that all arms use."""
-    used = [set(record["sources"]) for runs in records.values() for record in runs]
-    common = sorted(set.intersection(*used))
-    return {
-        name: [[record["sources"][path] for path in common] for record in runs]
-        for name, runs in records.items()
-    }
+def _shared_sources(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """By run, the hashes of the files that all runs use."""
+    common = sorted(set.intersection(*(set(record["sources"]) for record in records)))
+    return [[record["sources"][path] for path in common] for record in records]
 
 
 def _sizes(study: Study, arms: list[ArmResult]) -> list[tuple[str, bool]]:
-    """The equalizer's promise, checked on what was measured."""
-    quantity = study.equal
-    values = {arm.name: float(getattr(arm.seeds[0], quantity)) for arm in arms}
-    reference = values[study.reference]
-    worst = max(abs(value / reference - 1) for value in values.values())
-    limit = {"parameters": TOLERANCE, "tokens": 0.0, "flops": 0.01, "seconds": 0.1}[quantity]
-    statements = [(f"{quantity}: within {worst:.2%} of the reference's {reference:,.0f}", worst <= limit)]
-    if quantity == "parameters":
-        tokens = {arm.seeds[0].tokens for arm in arms if arm.seeds[0].status == "finished"}
-        statements.append(
-            (f"tokens: {' and '.join(f'{count:,}' for count in sorted(tokens))}", len(tokens) <= 1)
-        )
+    """The equalizer's promise, checked on what the finished runs measured."""
+    statements = [_size(study.equal, study.reference, arms)]
+    if study.equal == "parameters":
+        statements.append(_size("tokens", study.reference, arms))
     return statements
+
+
+def _size(quantity: Equalizer, reference: str, arms: list[ArmResult]) -> tuple[str, bool]:
+    """How far the arms' means are from the reference's; an arm that only diverged is left out."""
+    values = {
+        arm.name: [float(getattr(seed, quantity)) for seed in arm.seeds if seed.status == "finished"] for arm in arms
+    }
+    means = {name: sum(items) / len(items) for name, items in values.items() if items}
+    if reference not in means:
+        return f"{quantity}: the reference has no finished run to compare with", False
+    worst = max(abs(mean / means[reference] - 1) for mean in means.values())
+    return f"{quantity}: within {worst:.2%} of the reference's {means[reference]:,.0f}", worst <= _LIMITS[quantity]
 
 
 def _shared_parameters(reference: str, chosen: Mapping[str, Run]) -> dict[str, float]:

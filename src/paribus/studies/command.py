@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -49,9 +48,7 @@ def study_command(
     console.print(verdict_table(result))
     for verdict in result.verdicts:
         console.print(f"{verdict.arm}: {verdict.outcome}. {verdict.reason}", highlight=False, markup=False)
-    console.print(
-        f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}", highlight=False
-    )
+    console.print(f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}", highlight=False)
     if publish:
         _publish_best(console, result, folder)
     return result
@@ -66,8 +63,6 @@ def _publish_best(console: Console, result: StudyResult, folder: Path) -> None:
     best = min(finished, key=lambda arm: arm.mean or 0.0)
     run = next(seed for seed in best.seeds if seed.status == "finished")
     out = folder / f"{folder.name}-{best.name}"
-    if out.exists():
-        shutil.rmtree(out)
     with console.status(f"publishing {best.name} and proving that it loads"):
         publish_run(Path(run.run_folder), out)
     console.print(f"published {out}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,9 +68,7 @@ class Conduct:
 def _summary(result: Mapping[str, Any]) -> str:
     if result["status"] == "diverged":
         return f"diverged: {result['divergence']}"
-    return (
-        f"{result['bits_per_byte']['validation']:.4f} bits per byte (validation), {result['seconds']:.0f} s"
-    )
+    return f"{result['bits_per_byte']['validation']:.4f} bits per byte (validation), {result['seconds']:.0f} s"
 
 
 def conduct(conduct: Conduct) -> StudyResult:
@@ -89,9 +88,7 @@ def conduct(conduct: Conduct) -> StudyResult:
         for name, run in chosen.items()
     }
     conduct.train(list(tasks.values()))
-    arms = [
-        _arm_result(conduct, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen
-    ]
+    arms = [_arm_result(conduct, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen]
     bits, sizes = _document_bits(conduct, tasks)
     result = StudyResult(
         name=conduct.name,
@@ -111,9 +108,7 @@ def conduct(conduct: Conduct) -> StudyResult:
             confidence=study.confidence,
         ),
         baselines=tuple(_baselines(conduct, seeded(chosen[study.reference], study.seeds[0], "baseline"))),
-        audit=audit(
-            study, equalized, arms, {n: seeded(r, study.seeds[0], "audit") for n, r in chosen.items()}
-        ),
+        audit=audit(study, equalized, arms, {n: seeded(r, study.seeds[0], "audit") for n, r in chosen.items()}),
         environment=read_record(next(iter(tasks.values())).folder)["environment"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -159,9 +154,7 @@ def _choose(name: str, points: list[TuningPoint]) -> Tuned:
     best = best_values(points)
     if best is None:
         raise ValueError(f"arm '{name}': every tuned run diverged; try smaller values")
-    marked = tuple(
-        TuningPoint(p.values, p.bits_per_byte, p.seed, p.values == best, p.diverged) for p in points
-    )
+    marked = tuple(TuningPoint(p.values, p.bits_per_byte, p.seed, p.values == best, p.diverged) for p in points)
     return Tuned(best, marked)
 
 
@@ -171,11 +164,13 @@ def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _tuning_run(conduct: Conduct, run: Run, arm: str, values: Mapping[str, Any]) -> Run:
-    words = "-".join(
-        f"{path.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{value}"
-        for path, value in values.items()
-    )
+    words = "-".join(f"{path.rpartition('.')[2]}={_word(value)}" for path, value in values.items())
     return seeded(with_values(run, values), conduct.study.tuning_seed, f"{conduct.name}-{arm}-tune-{words}")
+
+
+def _word(value: Any) -> str:
+    """A value as part of a run's name, which identifies nothing: the fingerprint does."""
+    return f"{value:g}" if isinstance(value, float) else re.sub(r"[^a-zA-Z0-9_.+-]+", "_", str(value))[:40]
 
 
 def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) -> TuningPoint:
@@ -244,10 +239,8 @@ def _baselines(conduct: Conduct, run: Run) -> Iterator[Baseline]:
     result = read_result(find_run(conduct.root, run))
     assert result is not None, "the reference arm has been trained"
     settings = run.evaluation
-    documents = held_out(
-        run.data, "test", conduct.cache, settings.test_documents, settings.max_bytes_per_document
-    )
-    data = Batches(run.data, conduct.cache).consumed_bytes(result["step"])
+    documents = held_out(run.data, "test", conduct.cache, settings.test_documents, settings.max_bytes_per_document)
+    data = Batches(run.data, conduct.cache).consumed_bytes(result["total_steps"])
     for order in conduct.study.baseline_orders:
         quality = bits_per_byte(ngram_document_bits(order, data, documents))
         text = f"Witten-Bell interpolated, counted on the {len(data):,} bytes that an arm reads"

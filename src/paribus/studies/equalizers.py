@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from paribus.evaluation.cost import training_flops_per_token
 from paribus.nn.backbone import on_meta, parameter_count
-from paribus.nn.component import CHANNELS
 from paribus.nn.channel import Channel
+from paribus.nn.component import CHANNELS
 from paribus.nn.config import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
-from paribus.training.loop import build_model
+from paribus.training.loop import build_model, check_model
 from paribus.training.run import Run, with_values
 
-from .study import Study
+from .study import Equalizer, Study
 
 TOLERANCE = 0.005
 """Totals of parameters agree within this share of the reference's."""
@@ -33,24 +34,46 @@ def equalize(study: Study) -> Equalized:
     """Match all arms to the reference as ``study.equal`` demands.
 
     Raises:
-        ValueError: an arm whose size cannot be brought within tolerance.
+        ValueError: an arm that does not fit, whose size cannot be brought within tolerance, or that is the same run as
+            another once all is equal.
     """
-    runs = {name: study.arm_run(name) for name in study.arms()}
-    solve: Callable[[Run, Run], dict[str, Any]]
-    if study.equal == "parameters":
-        solve = _match_parameters
-    elif study.equal == "flops":
-        solve = _match_flops
-    else:
-        return Equalized(runs, {name: {} for name in runs})
-    reference = runs[study.reference]
-    solved = {}
+    runs, solved = {}, {}
+    for name in study.arms():
+        with _naming(name):
+            runs[name] = study.arm_run(name)
+            check_model(runs[name])
     for name, run in runs.items():
-        try:
-            solved[name] = {} if name == study.reference else solve(run, reference)
-        except ValueError as problem:
-            raise ValueError(f"arm '{name}': {problem}") from None
-    return Equalized({name: with_values(run, solved[name]) for name, run in runs.items()}, solved)
+        with _naming(name):
+            solved[name] = _solve(study.equal, run, runs[study.reference])
+            runs[name] = with_values(run, solved[name])
+    _refuse_twins(runs)
+    return Equalized(runs, solved)
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """Errors begin with the name of the arm."""
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"arm '{arm}': {problem}") from None
+
+
+def _solve(equal: Equalizer, run: Run, reference: Run) -> dict[str, Any]:
+    """Dotted path -> value: what makes `run` equal to the reference."""
+    if run is reference:
+        return {}
+    if equal == "parameters":
+        return _match_parameters(run, reference)
+    return _match_flops(run, reference) if equal == "flops" else {}
+
+
+def _refuse_twins(runs: Mapping[str, Run]) -> None:
+    first: dict[str, str] = {}
+    for name, run in runs.items():
+        twin = first.setdefault(run.fingerprint(), name)
+        if twin != name:
+            raise ValueError(f"arms '{twin}' and '{name}' are the same run; a study compares different ones")
 
 
 def count_parameters(run: Run) -> int:
@@ -61,9 +84,11 @@ def count_parameters(run: Run) -> int:
 def _match_parameters(run: Run, reference: Run) -> dict[str, Any]:
     """The channel expansions, all scaled by one factor, at which the parameters equal the reference's."""
     target = count_parameters(reference)
+    if count_parameters(run) == target:
+        return {}
     expansions = _expansions(run)
     low, high = 0.0, 1.0
-    while count_parameters(_scaled(run, expansions, high)) < target:
+    while _count(run, expansions, high) < target:
         low, high = high, high * 2
         if high > 1024:
             raise ValueError(f"no channel width gives the reference's {target:,} parameters")
@@ -100,12 +125,8 @@ def _values(run: Run, expansions: dict[str, float], factor: float) -> dict[str, 
     }
 
 
-def _scaled(run: Run, expansions: dict[str, float], factor: float) -> Run:
-    return with_values(run, _values(run, expansions, factor))
-
-
 def _count(run: Run, expansions: dict[str, float], factor: float) -> int:
-    return count_parameters(_scaled(run, expansions, factor))
+    return count_parameters(with_values(run, _values(run, expansions, factor)))
 
 
 def _match_flops(run: Run, reference: Run) -> dict[str, Any]:

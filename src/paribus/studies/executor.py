@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -65,7 +66,8 @@ class LocalExecutor:
             for worker in self._pool:
                 if worker.task is None and waiting:
                     worker.task = waiting.pop()
-                    worker.pipe.send((worker.task.run, worker.task.folder))
+                    with suppress(ConnectionError):  # it died while idle; receiving from it says so
+                        worker.pipe.send((worker.task.run, worker.task.folder))
             busy = {worker.pipe: worker for worker in self._pool if worker.task}
             ready = wait(list(busy), timeout=_POLL_SECONDS)
             if not ready:
@@ -100,27 +102,37 @@ class LocalExecutor:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.cache, self.accept_stale), daemon=True)
-        process.start()
+        # Ctrl-C reaches the whole group; the parent decides for all. A worker inherits the blocked signal at its birth.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         return _Worker(process, ours)
 
     def _receive(self, worker: _Worker, task: Task) -> Tick | dict[str, Any]:
         try:
             news = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             worker.process.join()
             raise OSError(
-                f"the process training '{task.folder}' died with exit code {worker.process.exitcode} "
-                "(out of memory, perhaps); call again to continue"
+                f"the process training '{task.folder}' {_ending(worker.process.exitcode)}; call again to continue"
             ) from None
         if isinstance(news, BaseException):
             raise news
         return news
 
 
+def _ending(exit_code: int) -> str:
+    """How a process ended that ought to have lived."""
+    if exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name} (out of memory, perhaps)"
+    return f"failed with exit status {exit_code}, as told above"
+
+
 def _serve(pipe: Connection, cache: Path, accept_stale: bool) -> None:
     """A worker's life: receive a run, train it, send ticks and the result or the exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides for all
     parent = os.getppid()
     while True:
         try:
@@ -133,7 +145,12 @@ def _serve(pipe: Connection, cache: Path, accept_stale: bool) -> None:
                 raise SystemExit  # nobody is left to want the result; the checkpoint keeps the work
             pipe.send(tick)
 
+        news: dict[str, Any] | Exception
         try:
-            pipe.send(train(run, folder, cache, watch=watch, accept_stale=accept_stale))
+            news = train(run, folder, cache, watch=watch, accept_stale=accept_stale)
         except (ValueError, OSError, RuntimeError) as problem:
-            pipe.send(problem)
+            news = problem
+        try:
+            pipe.send(news)
+        except ConnectionError:
+            return

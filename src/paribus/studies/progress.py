@@ -1,4 +1,4 @@
-"""What a study is doing right now: a live table on a terminal, plain lines elsewhere."""
+"""What a run or a study is doing right now: live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,12 +7,44 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from paribus.training.loop import Tick
 
 from .executor import Task
+
+_LINES = 10
+
+
+class RunProgress:
+    """Shows one run in training; used as a context manager around it."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console = console
+        self._lines = 0
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+        self._bar = Progress(TextColumn("[bold]{task.description}"), *columns, console=console, transient=True)
+        self._task = self._bar.add_task(escape(name), total=None, state="")
+
+    def __enter__(self) -> RunProgress:
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.console.is_terminal:
+            self._bar.stop()
+
+    def watch(self, tick: Tick) -> None:
+        """What `train` calls; elsewhere than on a terminal, some ten lines are printed."""
+        state = f"loss {tick.loss:.3f}, {tick.tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=tick.step, total=tick.total_steps, state=state)
+        lines = tick.step * _LINES // tick.total_steps
+        if not self.console.is_terminal and lines > self._lines:
+            self._lines = lines
+            self.console.print(f"step {tick.step:,}/{tick.total_steps:,}  {state}", highlight=False)
 
 
 class StudyProgress:

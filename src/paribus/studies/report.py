@@ -112,9 +112,7 @@ def render_report(result: StudyResult) -> str:
         "charts": charts.chart_data(result),
         "outcomes": OUTCOMES,
         "edges": {arm.name: charts.at_edge(arm) for arm in result.arms},
-        "lengths": list(
-            dict.fromkeys(n for arm in result.arms for run in arm.seeds for n in run.state_bytes)
-        ),
+        "lengths": list(dict.fromkeys(n for arm in result.arms for run in arm.seeds for n in run.state_bytes)),
         "style_sheets": [_asset("uplot/uPlot.min.css"), _asset("report.css")],
         "scripts": scripts,
         "script_hashes": [_content_hash(script) for script in scripts],

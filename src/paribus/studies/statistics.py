@@ -114,9 +114,7 @@ def _t_test(mean: float, deviation: float, n: int) -> float:
     return float(2 * stats.t.sf(abs(mean) / (deviation / math.sqrt(n)), n - 1))
 
 
-def smallest_detectable_effect(
-    deviation: float, seeds: int, alpha: float = 0.05, power: float = POWER
-) -> float:
+def smallest_detectable_effect(deviation: float, seeds: int, alpha: float = 0.05, power: float = POWER) -> float:
     """The true difference that a paired two-sided t test at level `alpha` shows with probability `power`.
 
     Under a true difference δ the statistic has a noncentral t distribution with noncentrality
@@ -155,9 +153,7 @@ def bootstrap_over_documents(
     _check_confidence(confidence)
     a, b, size = (_finite(x, "evaluation documents") for x in (bits_a, bits_b, num_bytes))
     if not len(a) == len(b) == len(size):
-        raise ValueError(
-            f"bits and bytes are of {len(a)}, {len(b)} and {len(size)} documents; they must agree"
-        )
+        raise ValueError(f"bits and bytes are of {len(a)}, {len(b)} and {len(size)} documents; they must agree")
     if size.min() <= 0:
         raise ValueError(f"an evaluation document has {size.min():g} bytes; at least 1 is needed")
     if len(size) == 1:
@@ -192,9 +188,7 @@ def verdict(paired: Paired, adjusted_p_value: float | None, smallest_effect_of_i
     if paired.interval is None or adjusted_p_value is None:
         return Decision("inconclusive", "One seed says nothing about the spread between seeds; it takes two.")
     if paired.deviation == 0 and paired.difference != 0:
-        return Decision(
-            "inconclusive", "All seeds give the very same difference: these runs are not independent."
-        )
+        return Decision("inconclusive", "All seeds give the very same difference: these runs are not independent.")
     effect, interest = abs(paired.difference), smallest_effect_of_interest
     low, high = paired.interval
     seeds = f"{paired.seeds} seeds"

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from paribus.nn.settings import nearest
-from paribus.training.run import Run, with_values
+from paribus.training.run import Budget, Run, with_values
 
 Equalizer = Literal["parameters", "flops", "tokens", "seconds"]
+_FIXED = {
+    "name": "a study names its runs",
+    "seed": "the study's seeds are every arm's",
+    "data.seed": "the study's seeds are every arm's",
+    "data.corpora": "arms would be measured on different documents",
+    "evaluation": "arms would be measured on different documents",
+}
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,8 @@ class Study:
     """One factor (or several) varied, all else equal.
 
     Raises:
-        ValueError: fewer than two arms, no seed, a repeated seed, an unknown reference, a tuned path without values, a
-            tuning seed that the verdict uses too, or an equalizer that the budget does not allow.
+        ValueError: fewer than two arms, an unknown reference, no seed or a repeated one, a tuning seed that the verdict
+            uses too, a tuned path without values, a path that may not vary, or a budget that the equalizer forbids.
     """
 
     question: str
@@ -48,35 +55,43 @@ class Study:
         arms = self.arms()
         if len(arms) < 2:
             raise ValueError(
-                f"study: {len(arms)} arm ({', '.join(arms) or 'none'}); at least two are needed to compare"
+                f"study: {len(arms)} arms ({', '.join(arms) or 'none'}); at least two are needed to compare"
             )
         if self.reference not in arms:
+            raise ValueError(f"study: reference '{self.reference}' is not an arm; {nearest(self.reference, arms)}")
+        self._check_seeds()
+        self._check_paths()
+        if (self.equal == "seconds") != (self.base.budget.seconds is not None):
             raise ValueError(
-                f"study: reference '{self.reference}' is not an arm; {nearest(self.reference, arms)}"
+                f"study: equal is '{self.equal}' and the base budget is {_given(self.base.budget)}; "
+                "equal 'seconds' and a budget in seconds need each other"
             )
+        if not all(1 <= order <= 8 for order in self.baseline_orders):
+            raise ValueError(f"study: baseline_orders are {list(self.baseline_orders)}; 1 to 8 are allowed")
+
+    def _check_seeds(self) -> None:
         if not self.seeds:
             raise ValueError("study: no seeds; at least one is needed, and three for a verdict")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"study: seeds {list(self.seeds)} repeat one; each seed must be new evidence")
         if self.tune and self.tuning_seed in self.seeds:
-            raise ValueError(
-                f"study: tuning_seed {self.tuning_seed} is one of the seeds; the verdict needs fresh ones"
-            )
+            raise ValueError(f"study: tuning_seed {self.tuning_seed} is one of the seeds; the verdict needs fresh ones")
+
+    def _check_paths(self) -> None:
+        for path in (*self.vary, *self.tune):
+            reason = next((why for prefix, why in _FIXED.items() if _within(path, prefix)), None)
+            if reason:
+                raise ValueError(f"study: '{path}' cannot vary between arms; {reason}")
         for path, values in self.tune.items():
-            if not values:
-                raise ValueError(f"study: tune has no values for '{path}'")
-        if self.equal == "seconds" and self.base.budget.seconds is None:
-            raise ValueError("study: equal='seconds' needs a base budget in seconds")
-        if self.equal in ("parameters", "tokens") and self.base.budget.seconds is not None:
-            raise ValueError(
-                f"study: equal='{self.equal}' needs a base budget in tokens, steps or flops, not seconds"
-            )
+            if not values or any(value in values[:index] for index, value in enumerate(values)):
+                raise ValueError(f"study: tune has the values {values} for '{path}'; at least one, none of them twice")
+            varied = next((other for other in self.vary if _within(other, path)), None)
+            if varied:
+                raise ValueError(f"study: '{path}' is tuned, which would overwrite the arms' '{varied}'")
 
     def arms(self) -> dict[str, dict[str, Any]]:
         """Arm name -> dotted path -> value."""
-        choices = [
-            [(path, label, value) for label, value in levels.items()] for path, levels in self.vary.items()
-        ]
+        choices = [[(path, label, value) for label, value in levels.items()] for path, levels in self.vary.items()]
         return {
             "+".join(label for _, label, _ in combination): {path: value for path, _, value in combination}
             for combination in itertools.product(*choices)
@@ -86,6 +101,14 @@ class Study:
     def arm_run(self, name: str) -> Run:
         """The base run with the values of one arm, before anything is equalized."""
         return with_values(self.base, self.arms()[name])
+
+
+def _within(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
+
+
+def _given(budget: Budget) -> str:
+    return next(f"{value:g} {key}" for key, value in asdict(budget).items() if value is not None)
 
 
 def seeded(run: Run, seed: int, name: str) -> Run:
@@ -110,9 +133,7 @@ def read_study(path: Path, variant: str = "study") -> Study:
     except ValueError:
         raise
     except Exception as problem:
-        raise ValueError(
-            f"study file '{path}' cannot be imported: {type(problem).__name__}: {problem}"
-        ) from problem
+        raise ValueError(f"study file '{path}' cannot be imported: {type(problem).__name__}: {problem}") from problem
     found = getattr(module, variant, None)
     if not isinstance(found, Study):
         raise ValueError(f"study file '{path}' defines no Study called '{variant}'")

@@ -23,9 +23,7 @@ def extended(grid: Mapping[str, list[Any]], best: Mapping[str, Any] | None) -> d
     wider = {}
     for path, values in grid.items():
         wider[path] = list(values)
-        ordered = sorted(
-            v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0
-        )
+        ordered = sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0)
         if len(ordered) < 2 or len(ordered) < len(values):
             continue
         if best is None or best[path] == ordered[0]:

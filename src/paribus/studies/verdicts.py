@@ -32,9 +32,7 @@ def judge(
     others = [arm for arm in arms if arm is not reference]
     scores = {arm.name: finished_seeds(arm) for arm in arms}
     pairs = {
-        arm.name: statistics.paired_difference(
-            scores[reference_arm], scores[arm.name], confidence, len(others)
-        )
+        arm.name: statistics.paired_difference(scores[reference_arm], scores[arm.name], confidence, len(others))
         for arm in others
     }
     adjusted = statistics.holm({name: p.p_value for name, p in pairs.items() if p.p_value is not None})

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, no pickle; a folder that is renamed into place once it is whole.
 
 ``checkpoints/00000120/`` holds model.safetensors, optimizer.safetensors and state.json, which is written last and names
-the hashes of the other two. Loading takes the newest checkpoint whose hashes hold; anything else is ignored, and removed
-by the next save.
+the hashes of the other two. Loading takes the newest checkpoint whose hashes hold; anything else is ignored, and
+removed by the next save.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Progress:
     """Events in the journal by then; a checkpoint counts only beside a journal that has them."""
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write a checkpoint of `progress.step` steps and remove all but the newest two.
 
     Raises:
@@ -103,8 +101,10 @@ def _is_whole(path: Path, state: dict[str, Any]) -> bool:
     hashes = state.get("sha256", {})
     files = {"model.safetensors", "optimizer.safetensors"}
     known = {"torch_rng", *(field.name for field in fields(Progress))}
-    return known <= state.keys() and set(hashes) == files and all(
-        (path / name).is_file() and sha256(path / name) == digest for name, digest in hashes.items()
+    return (
+        known <= state.keys()
+        and set(hashes) == files
+        and all((path / name).is_file() and sha256(path / name) == digest for name, digest in hashes.items())
     )
 
 
@@ -122,7 +122,9 @@ def _load_model(path: Path, model: nn.Module) -> None:
     tensors = load_file(path / "model.safetensors")
     known = {name: tensor.shape for name, tensor in _model_tensors(model).items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != known:
-        raise ValueError(f"checkpoint '{path}' holds other tensors than this code's model; remove the run to train anew")
+        raise ValueError(
+            f"checkpoint '{path}' holds other tensors than this code's model; remove the run to train anew"
+        )
     model.load_state_dict(tensors, strict=False)  # tied weights are stored once
 
 

@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any | None:
     """The JSON in `path`; None when it is absent or not whole."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
 

@@ -13,6 +13,8 @@ from .files import read_json, write_json
 from .run import SCHEMA_VERSION, Run
 from .sources import changed_sources, environment, source_hashes
 
+_RECORD = {"run", "fingerprint", "sources", "environment", "manifests"}
+
 
 def find_run(root: Path, run: Run) -> Path:
     """The folder of this training below `root`, whatever name it was given; a new one when there is none."""
@@ -34,12 +36,12 @@ def refuse_other_settings(root: Path, run: Run) -> None:
         record = read_json(path)
         if not isinstance(record, dict) or record.get("fingerprint") == run.fingerprint():
             continue
-        settings = record.get("run", {})
-        if settings.get("name") == run.name:
+        settings = record.get("run")
+        if isinstance(settings, dict) and settings.get("name") == run.name:
             differing = ", ".join(differences(settings, run.to_json())[:3])
             raise ValueError(
                 f"run name '{run.name}' is taken by '{path.parent}' with other settings ({differing}); "
-                "choose another name, or remove that folder"
+                "choose another (name=...), or remove that folder"
             )
 
 
@@ -50,7 +52,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         ValueError: `folder` is not a run.
     """
     record = read_json(folder / "run.json")
-    if not isinstance(record, dict) or "run" not in record:
+    if not isinstance(record, dict) or not record.keys() >= _RECORD:
         raise ValueError(f"'{folder}' is not a run: it has no readable run.json")
     return record
 
@@ -67,9 +69,8 @@ def open_record(folder: Path, run: Run, manifests: dict[str, Any], accept_stale:
     Raises:
         ValueError: the folder was begun by other code or on other data, and may not be continued silently.
     """
-    record = read_json(folder / "run.json")
-    if not isinstance(record, dict):
-        record = {
+    if not (folder / "run.json").exists():
+        new = {
             "schema_version": SCHEMA_VERSION,
             "run": run.to_json(),
             "fingerprint": run.fingerprint(),
@@ -77,18 +78,19 @@ def open_record(folder: Path, run: Run, manifests: dict[str, Any], accept_stale:
             "environment": environment(),
             "manifests": manifests,
         }
-        write_json(folder / "run.json", record)
-        return record
+        write_json(folder / "run.json", new)
+        return new
+    record = read_record(folder)
     if record["fingerprint"] != run.fingerprint():
         raise ValueError(f"'{folder}' holds a run with other settings; choose another folder")
     if record["manifests"] != manifests:
-        raise ValueError(f"'{folder}' was trained on other data (the corpora's manifests differ); remove it to train anew")
+        raise ValueError(
+            f"'{folder}' was trained on other data (the corpora's manifests differ); remove it to train anew"
+        )
     changed = changed_sources(record["sources"], run)
     if changed and not accept_stale:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise ValueError(
-            f"'{folder}' is stale: {shown} changed since; remove it to train anew, or pass --accept-stale"
-        )
+        raise ValueError(f"'{folder}' is stale: {shown} changed since; remove it to train anew, or pass --accept-stale")
     return record
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import sync_file, sync_folder
+from .files import write_text
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -39,11 +39,7 @@ class Journal:
     def __init__(self, path: Path, kept_events: int) -> None:
         kept = read_journal(path)[:kept_events]
         self.num_events = len(kept)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(event) + "\n" for event in kept))
-        sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
         self._file = path.open("a")
 
     def write(self, event: str, step: int, **facts: Any) -> None:

@@ -16,11 +16,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from paribus.data.batches import Batch, Batches
-from paribus.evaluation.cost import peak_memory_bytes, reset_peak_memory, training_flops_per_token
+from paribus.evaluation.cost import (
+    decoding_state_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+    training_flops_per_token,
+)
+from paribus.nn.backbone import on_meta, parameter_count
 from paribus.nn.config import read_model_config
 from paribus.nn.initialization import initialize
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
@@ -29,12 +36,14 @@ from paribus.optim.optimizer import make_optimizer
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .files import read_json, write_json
 from .folder import locked, open_record, read_result
-from .journal import Journal
-from .measure import Measure
+from .journal import Journal, read_journal
+from .measure import UNMEASURED, Measure
 from .run import Run
 
 CHECKPOINT_SECONDS = 20.0
+JOURNAL = "journal.jsonl"
 _CALIBRATION_STEPS = 8
+_LOGGED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -88,17 +97,34 @@ def train(
         ValueError: settings that do not fit, a folder of another run, a run in progress elsewhere.
         OSError: the disk is full or fails; what was written before stays whole.
     """
-    with locked(folder):
-        torch.set_num_threads(run.threads)
-        batches = Batches(run.data, cache)
+    check_model(run)
+    batches = Batches(run.data, cache)
+    _check_tokenizer(run, batches)
+    accelerator = _accelerator(run)
+    with locked(folder):  # only now: what was refused leaves no folder
         open_record(folder, run, batches.manifests(), accept_stale)
         result = read_result(folder)
-        if result is None:
-            trainer = _set_up(run, batches, folder)
-            measure = Measure(run, cache)
-            result = _loop(trainer, folder, measure, watch)
+        if result is None or result["journal_events"] > len(read_journal(folder / JOURNAL)):
+            torch.set_num_threads(run.threads)
+            trainer = _set_up(run, accelerator, batches, folder)
+            result = _loop(trainer, folder, Measure(run, cache), watch)
             write_json(folder / "result.json", result)
         return result
+
+
+def check_model(run: Run) -> None:
+    """Build the model of `run` without memory.
+
+    Raises:
+        ValueError: a component, a size or a setting that does not exist or does not fit.
+    """
+    config = read_model_config(run.model)
+    on_meta(config, ParibusForCausalLM)
+    if config.max_position_embeddings < run.data.sequence_length:
+        raise ValueError(
+            f"model: max_position_embeddings is {config.max_position_embeddings}; "
+            f"data: sequence_length is {run.data.sequence_length} and must not be longer"
+        )
 
 
 def build_model(run: Run) -> ParibusForCausalLM:
@@ -109,22 +135,34 @@ def build_model(run: Run) -> ParibusForCausalLM:
     return model
 
 
-def _set_up(run: Run, batches: Batches, folder: Path) -> Trainer:
+def _check_tokenizer(run: Run, batches: Batches) -> None:
+    vocab_size = read_model_config(run.model).vocab_size
+    if vocab_size < batches.vocab_size:
+        raise ValueError(
+            f"model: vocab_size is {vocab_size}; the tokenizer '{run.data.tokenizer}' has {batches.vocab_size} tokens"
+        )
+
+
+def _accelerator(run: Run) -> Accelerator:
+    # One process trains many runs, each with a device and precision of its own; the state is the process's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision = "no" if run.precision == "fp32" else run.precision
+    accelerator = Accelerator(cpu=run.device == "cpu", mixed_precision=precision)
+    if accelerator.device.type != run.device:
+        raise ValueError(f"run: device is '{run.device}'; this machine offers '{accelerator.device.type}'")
+    return accelerator
+
+
+def _set_up(run: Run, accelerator: Accelerator, batches: Batches, folder: Path) -> Trainer:
     set_seed(run.seed)
-    accelerator = Accelerator(cpu=run.device == "cpu", mixed_precision="no" if run.precision == "fp32" else run.precision)
     reset_peak_memory()
     model = build_model(run)
-    if model.config.vocab_size < batches.vocab_size:
-        raise ValueError(
-            f"model: vocab_size is {model.config.vocab_size}; the tokenizer '{run.data.tokenizer}' "
-            f"needs at least {batches.vocab_size}"
-        )
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.train().to(accelerator.device)
     flops_per_token = training_flops_per_token(model, run.data.sequence_length)
     optimizer = make_optimizer(run.optimizer, model.named_parameters())
-    progress = load_checkpoint(folder / "checkpoints", model, optimizer)
+    progress = load_checkpoint(folder / "checkpoints", model, optimizer, len(read_journal(folder / JOURNAL)))
     model, optimizer = accelerator.prepare(model, optimizer)
     trainer = Trainer(run, accelerator, batches, model, optimizer, 0, flops_per_token, progress)
     trainer.total_steps = _solve_steps(trainer, folder)
@@ -149,49 +187,68 @@ def _solve_steps(trainer: Trainer, folder: Path) -> int:
 
 
 def _seconds_per_step(trainer: Trainer) -> float:
-    """Median time of a forward and backward pass, on weights that stay as they were."""
+    """Median time of a forward and backward pass, on weights and a generator that stay as they were."""
     times = []
-    for step in range(_CALIBRATION_STEPS):
-        begin = time.perf_counter()
-        trainer.accelerator.backward(_loss(trainer, trainer.batches.batch(step)))
-        times.append(time.perf_counter() - begin)
-        trainer.optimizer.zero_grad()
+    with torch.random.fork_rng():
+        for step in range(_CALIBRATION_STEPS):
+            begin = time.perf_counter()
+            trainer.accelerator.backward(_loss(trainer, trainer.batches.batch(step)))
+            times.append(time.perf_counter() - begin)
+            trainer.optimizer.zero_grad()
     return sorted(times)[len(times) // 2]
 
 
 def _loop(trainer: Trainer, folder: Path, measure: Measure, watch: Callable[[Tick], None]) -> dict[str, Any]:
-    run, total = trainer.run, trainer.total_steps
-    log_every = max(1, total // 200)
-    evaluate_at = {math.ceil(total * point / run.evaluation.points) for point in range(1, run.evaluation.points + 1)}
-    journal = Journal(folder / "journal.jsonl", trainer.progress.step)
+    total, divergence = trainer.total_steps, None
+    journal = Journal(folder / JOURNAL, trainer.progress.journal_events)
     saved_at = time.perf_counter()
-    divergence = None
     try:
         while trainer.progress.step < total and divergence is None:
-            begin = time.perf_counter()
-            batch = trainer.batches.batch(trainer.progress.step)
-            loss, gradient_norm, lr = _step(trainer, batch)
-            _advance(trainer, batch, time.perf_counter() - begin)
-            step = trainer.progress.step
-            divergence = _divergence(step, loss, gradient_norm)
-            if divergence is None and (step % log_every == 0 or step == total):
-                speed = trainer.tokens_per_step / (time.perf_counter() - begin)
-                journal.write("train", step, **_spent(trainer), loss=loss, gradient_norm=gradient_norm, lr=lr)
-                watch(Tick(step, total, loss, speed))
-            if divergence is None and step in evaluate_at:
-                bits = measure.validation(_unwrapped(trainer))
-                journal.write("evaluate", step, **_spent(trainer), bits_per_byte=bits)
-            if divergence is None and (time.perf_counter() - saved_at > CHECKPOINT_SECONDS or step == total):
-                save_checkpoint(folder / "checkpoints", _unwrapped(trainer), trainer.optimizer.optimizer, trainer.progress)
+            divergence = _advance(trainer, journal, measure, watch)
+            finished = trainer.progress.step == total
+            if divergence is None and (finished or time.perf_counter() - saved_at > CHECKPOINT_SECONDS):
+                _save(trainer, journal, folder)
                 saved_at = time.perf_counter()
-        if divergence is not None:
-            journal.write("diverged", trainer.progress.step, **_spent(trainer), divergence=divergence)
+        result = _result(trainer, measure, divergence)
+        if result["divergence"] is not None:
+            journal.write("diverged", trainer.progress.step, **_spent(trainer), divergence=result["divergence"])
+        return {**result, "journal_events": journal.num_events}
     finally:
         journal.close()
-    return _result(trainer, folder, measure, divergence)
 
 
-def _step(trainer: Trainer, batch: Batch) -> tuple[float, float, float]:
+def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callable[[Tick], None]) -> str | None:
+    """One step, and what is logged and measured after it; returns what diverged."""
+    begin = time.perf_counter()
+    batch = trainer.batches.batch(trainer.progress.step)
+    loss, gradient_norm, lr = _update(trainer, batch)
+    seconds = time.perf_counter() - begin
+    _count(trainer, batch, seconds)
+    step, total = trainer.progress.step, trainer.total_steps
+    divergence = _not_finite(step, loss=loss, gradient_norm=gradient_norm)
+    if divergence is None and (step % max(1, total // _LOGGED_STEPS) == 0 or step == total):
+        journal.write("train", step, **_spent(trainer), loss=loss, gradient_norm=gradient_norm, lr=lr)
+        watch(Tick(step, total, loss, trainer.tokens_per_step / seconds))
+    if divergence is None and step in _evaluated_steps(total, trainer.run.evaluation.points):
+        bits = measure.validation(_unwrapped(trainer))
+        divergence = _not_finite(step, bits_per_byte=bits)
+        if divergence is None:
+            journal.write("evaluate", step, **_spent(trainer), bits_per_byte=bits)
+    return divergence
+
+
+def _evaluated_steps(total_steps: int, points: int) -> set[int]:
+    """`points` steps, evenly spaced, the last one at the end."""
+    return {math.ceil(total_steps * point / points) for point in range(1, points + 1)}
+
+
+def _save(trainer: Trainer, journal: Journal, folder: Path) -> None:
+    journal.sync()
+    trainer.progress = replace(trainer.progress, journal_events=journal.num_events)
+    save_checkpoint(folder / "checkpoints", _unwrapped(trainer), trainer.optimizer.optimizer, trainer.progress)
+
+
+def _update(trainer: Trainer, batch: Batch) -> tuple[float, float, float]:
     """One update; returns loss, gradient norm before clipping, and learning rate."""
     run = trainer.run
     lr = run.optimizer.lr * run.schedule.factor(trainer.progress.step, trainer.total_steps)
@@ -217,7 +274,7 @@ def _loss(trainer: Trainer, batch: Batch) -> Tensor:
     return output.loss
 
 
-def _advance(trainer: Trainer, batch: Batch, seconds: float) -> None:
+def _count(trainer: Trainer, batch: Batch, seconds: float) -> None:
     digest = trainer.batches.digest(batch)
     trainer.progress = replace(
         trainer.progress,
@@ -227,10 +284,11 @@ def _advance(trainer: Trainer, batch: Batch, seconds: float) -> None:
     )
 
 
-def _divergence(step: int, loss: float, gradient_norm: float) -> str | None:
-    for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+def _not_finite(step: int, **values: float) -> str | None:
+    """What to say of the first of `values` that is not a finite number."""
+    for name, value in values.items():
         if not math.isfinite(value):
-            return f"{name} is {value} at step {step}"
+            return f"{name.replace('_', ' ')} is {value} at step {step}"
     return None
 
 
@@ -248,16 +306,22 @@ def _unwrapped(trainer: Trainer) -> ParibusForCausalLM:
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def _result(trainer: Trainer, folder: Path, measure: Measure, divergence: str | None) -> dict[str, Any]:
-    spent = _spent(trainer)
-    result = {
+def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[str, Any]:
+    spent, model, step = _spent(trainer), _unwrapped(trainer), trainer.progress.step
+    quality = UNMEASURED if divergence is not None else measure.quality(model)
+    scores = quality["bits_per_byte"] or {}
+    divergence = divergence or _not_finite(step, **{f"{split}_bits_per_byte": bits for split, bits in scores.items()})
+    return {
         "status": "finished" if divergence is None else "diverged",
         "divergence": divergence,
-        "step": trainer.progress.step,
+        "step": step,
         "total_steps": trainer.total_steps,
         **spent,
         "flops_per_token": trainer.flops_per_token,
         "tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
         "peak_memory_bytes": peak_memory_bytes(trainer.run.device),
+        "parameters": parameter_count(model),
+        "state_bytes": decoding_state_bytes(model),
+        "documents_sha256": measure.documents_sha256,
+        **(quality if divergence is None else UNMEASURED),
     }
-    return {**result, **measure.final(_unwrapped(trainer), finished=divergence is None)}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from paribus.data.batches import Data
-from paribus.nn.config import read_model_config
+from paribus.nn.config import DEFAULT_BLOCKS, read_model_config
 from paribus.nn.settings import nearest, read_settings
 from paribus.optim.optimizer import Optimizer
 from paribus.optim.schedule import Schedule
@@ -39,13 +41,17 @@ class Budget:
         if len(given) != 1:
             raise ValueError(f"budget: {given or 'nothing'} given; exactly one of tokens, steps, flops, seconds")
         for key, value in given.items():
-            if value <= 0:
-                raise ValueError(f"budget: {key} is {value}; it must be positive")
+            if not 0 < value < math.inf:
+                raise ValueError(f"budget: {key} is {value}; a positive number is needed")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured on held-out documents, and how often."""
+    """What is measured on held-out documents, and how often.
+
+    Raises:
+        ValueError: a number that is too small.
+    """
 
     points: int = 8
     """Evaluations on the validation split along the run, evenly spaced, the last one at its end."""
@@ -54,6 +60,12 @@ class Evaluation:
     test_documents: int = 128
     """What the verdict is measured on, once, at the end."""
     max_bytes_per_document: int = 1024
+
+    def __post_init__(self) -> None:
+        least = {"points": 0, "validation_documents": 1, "test_documents": 1, "max_bytes_per_document": 4}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ValueError(f"evaluation: {key} is {getattr(self, key)}; at least {value} is needed")
 
     def num_documents(self, split: str) -> int:
         """How many documents of the split "validation" or "test" are measured."""
@@ -84,6 +96,8 @@ class Run:
             raise ValueError(f"run: name is {self.name!r}; letters, digits and - _ . + = are allowed")
         if self.threads < 1:
             raise ValueError(f"run: threads is {self.threads}; at least 1 is needed")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"run: seed is {self.seed}; 0 to 2^32 - 1 are allowed")
         read_model_config(self.model)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +115,7 @@ class Run:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything but the name; what makes two runs the same training."""
-        settings = self.to_json()
+        settings = Run.from_json(self.to_json()).to_json()  # a rate of 1 and a rate of 1.0 are the same
         del settings["name"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -117,7 +131,7 @@ def read_run(path: Path) -> Run:
         ValueError: no such file, not JSON, or settings that `Run` refuses.
     """
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_bytes())
     except OSError as problem:
         raise ValueError(f"run file '{path}' cannot be read: {problem.strerror}") from None
     except ValueError as problem:
@@ -133,18 +147,27 @@ def with_values(run: Run, values: Mapping[str, Any]) -> Run:
     """
     settings = run.to_json()
     for path, value in values.items():
-        _set(settings, path.split("."), value, path)
+        _set(settings, _keys(path), value, path)
     return Run.from_json(settings)
+
+
+def _keys(path: str) -> list[str]:
+    corpora = "data.corpora."
+    if path.startswith(corpora):  # the name of a corpus may be a path, with dots of its own
+        return ["data", "corpora", path.removeprefix(corpora)]
+    return path.split(".")
 
 
 def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> None:
     if keys[0] == "budget" and len(keys) == 2:
-        settings["budget"] = {key: None for key in settings["budget"]}  # a budget is one number; a new one replaces it
+        settings["budget"] = dict.fromkeys(settings["budget"])  # a budget is one number; a new one replaces it
+    if keys[:2] == ["model", "blocks"] and len(keys) > 2:
+        settings["model"].setdefault("blocks", copy.deepcopy(DEFAULT_BLOCKS))
     here = settings
     free = keys[0] == "model" or keys[:2] == ["data", "corpora"]
     for key in keys[:-1]:
         if not isinstance(here.get(key), dict):
-            raise ValueError(f"unknown setting '{path}': {nearest(key, _dict_keys(here))}")
+            raise ValueError(f"unknown setting '{path}'; {nearest(key, _dict_keys(here))}")
         here = here[key]
     if keys[-1] not in here and not free:
         raise ValueError(f"unknown setting '{path}'; {nearest(keys[-1], here)}")

@@ -34,7 +34,9 @@ def compare_runs(folders: Sequence[Path]) -> Iterator[str]:
     records = [read_record(folder) for folder in folders]
     for folder, record in zip(folders[1:], records[1:], strict=True):
         if record["manifests"] != records[0]["manifests"]:
-            raise ValueError(f"'{folder}' and '{folders[0]}' were trained on different corpora; they cannot be compared")
+            raise ValueError(
+                f"'{folder}' and '{folders[0]}' were trained on different corpora; they cannot be compared"
+            )
     for folder, record in zip(folders[1:], records[1:], strict=True):
         yield f"{folders[0].name} → {folder.name}"
         for line in differences(records[0]["run"], record["run"]):

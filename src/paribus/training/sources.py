@@ -22,15 +22,20 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "safetensors", "to
 def source_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of every source file that may decide the numbers of `run`, by path inside the package.
 
-    Of the mixers and channel mixers only those that the run names count; of a user's own file the path is as given.
+    Of mixers, channel mixers and corpora only those count that the run names; a user's file keeps its path as given.
     """
     hashes = {}
-    for folder in ("nn", "nn/kernels", "nn/tasks", "data", "data/corpora", "optim", "training", "evaluation"):
+    for folder in ("nn", "nn/kernels", "nn/tasks", "data", "optim", "training", "evaluation"):
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             hashes[str(path.relative_to(_PACKAGE))] = _sha256(path)
     for kind, name in sorted(_components(run.model)):
-        path = Path(name) if name.endswith(".py") else _PACKAGE / "nn" / kind / f"{name}.py"
-        hashes[name if name.endswith(".py") else f"nn/{kind}/{name}.py"] = _sha256(path)
+        own = name.endswith(".py")
+        hashes[name if own else f"nn/{kind}/{name}.py"] = _sha256(
+            Path(name) if own else _PACKAGE / f"nn/{kind}/{name}.py"
+        )
+    for path in (_PACKAGE / f"data/corpora/{name}.py" for name in sorted(run.data.corpora)):
+        if path.is_file():  # the others are texts of the user, which the manifests know
+            hashes[str(path.relative_to(_PACKAGE))] = _sha256(path)
     return hashes
 
 

@@ -181,7 +181,7 @@ def test_cost_is_what_chunks_need() -> None:
     q, k, v = (torch.randn(1, 128, 1, 8) for _ in range(3))
     with FlopCounter() as counter:
         recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=True)
-    assert counter.total == 2 * 128 * (2 * 64 * 8 + 2 * 8 * 8)
+    assert counter.total == 2 * 128 * (2 * 32 * 8 + 2 * 8 * 8)
 
 
 def test_unknown_algorithm_is_one_clear_line() -> None:

@@ -11,6 +11,7 @@ Raises:   ValueError if expansion leaves no inner channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from torch.nn import functional
 from ..channel import Channel, inner_width
 from ..mixer import Placement
 
-_ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
 
 
 class GatedLinearUnit(Channel):

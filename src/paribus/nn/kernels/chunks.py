@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from ..segments import Rows
 from ..settings import nearest
 
-CHUNK = 64
+CHUNK = 32
 """The most tokens in a chunk; a power of two."""
 
 
@@ -40,11 +41,13 @@ class Gates:
     starts: Tensor | None
     """[B, T] bool: the state is forgotten."""
 
-    def apply(self, t: int, state: Tensor) -> Tensor:
-        """The state [B, H, K, V] just before token t is written."""
-        if self.starts is not None:
-            state = torch.where(self.starts[:, t, None, None, None], 0, state)
-        return state if self.log_decay is None else self.log_decay[:, t, :, :, None].exp() * state
+    def steps(self, T: int) -> Iterator[Callable[[Tensor], Tensor]]:
+        """For each token, what happens to the state [B, H, K, V] just before it is written."""
+        # unbind, since the gradient of an index is as large as what it is taken from
+        log_decays = (None,) * T if self.log_decay is None else self.log_decay.unbind(1)
+        starts = (None,) * T if self.starts is None else self.starts.unbind(1)
+        for log_decay, start in zip(log_decays, starts, strict=True):
+            yield partial(_pass, log_decay, start)
 
     def reversed(self) -> Gates:
         """The gates of the same tokens read from the end: before t is written there, the gate of t + 1 acts.
@@ -100,6 +103,12 @@ def run_form(
     return o.to(q.dtype), None
 
 
+def _pass(log_decay: Tensor | None, start: Tensor | None, state: Tensor) -> Tensor:
+    if start is not None:
+        state = torch.where(start[:, None, None, None], 0, state)
+    return state if log_decay is None else log_decay[..., None].exp() * state
+
+
 def make_gates(log_decay: Tensor | None, rows: Rows, dtype: torch.dtype) -> Gates:
     """Gates from log_decay None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel."""
     if log_decay is not None:
@@ -138,20 +147,24 @@ class Weights(NamedTuple):
     """The weights inside chunks, as this module's docstring defines them."""
 
     pairs: Tensor
-    """[B, H, N, C, C], lower triangular."""
+    """[..., B, H, N, C, C], lower triangular."""
     read: Tensor
-    """[B, H, N, C, K]."""
+    """[..., B, H, N, C, K]."""
     write: Tensor
     """[B, H, N, C, K]."""
-    keep: Tensor | None
-    """[B, H, N, 1 or K, 1]; None keeps all."""
+    keep: Tensor
+    """[B, H, N, 1 or K, 1]."""
 
 
 def weigh(q: Tensor, k: Tensor, gates: Gates) -> Weights:
-    """The weights of chunked q and k [B, H, N, C, K] under the gates of the unchunked tokens."""
+    """The weights of chunked k [B, H, N, C, K] and q, or several q [..., B, H, N, C, K] that share the work on k.
+
+    Args:
+        gates: of the tokens, not chunked.
+    """
     C = q.shape[-2]
     if gates.log_decay is None:
-        weights = Weights((q @ k.mT).tril_(), q, k, None)
+        weights = Weights((q @ k.mT).tril_(), q, k, k.new_ones(*k.shape[:3], 1, 1))
     else:
         decayed = _ScalarDecay if gates.log_decay.shape[-1] == 1 else _ChannelDecay
         weights = Weights(*decayed.apply(q, k, split(gates.log_decay, C)))
@@ -162,12 +175,11 @@ def _forget(weights: Weights, starts: Tensor, C: int) -> Weights:
     """Without what a start lies between."""
     count = split(starts.to(weights.read.dtype)[..., None, None], C).cumsum(-2)  # B 1 N C 1, starts in the chunk so far
     first, last = count == 0, count == count[..., -1:, :]
-    keep = first[..., -1:, :].to(weights.read.dtype).expand(*weights.read.shape[:3], 1, 1)
     return Weights(
         torch.where(count == count.mT, weights.pairs, 0),
         torch.where(first, weights.read, 0),
         torch.where(last, weights.write, 0),
-        keep if weights.keep is None else weights.keep * keep,
+        torch.where(first[..., -1:, :], weights.keep, 0),
     )
 
 
@@ -211,18 +223,28 @@ def _d_log_decay(d_prefix: Tensor, d_suffix: Tensor, d_whole: Tensor) -> Tensor:
         d_suffix: of the sums from each token, exclusive, to the chunk's end.
         d_whole: [..., 1, K], of the sum over the chunk.
     """
-    d_log_decay = d_prefix + (d_whole + d_prefix.sum(-2, keepdim=True)) - d_prefix.cumsum(-2)
-    d_log_decay[..., 1:, :] += d_suffix.cumsum(-2)[..., :-1, :]
-    return d_log_decay
+    C = d_prefix.shape[-2]
+    later = torch.ones(C, C, dtype=d_prefix.dtype, device=d_prefix.device).tril(-1).expand(*d_prefix.shape[:-2], C, C)
+    with full_precision(d_prefix):
+        return (later @ (d_suffix - d_prefix)).add_(d_whole + d_prefix.sum(-2, keepdim=True))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for [..., c, c] and [..., c, K]; for the smallest c by columns, as so many tiny products are slow."""
+    c = a.shape[-1]
+    if c > 2:
+        return a @ b
+    columns = [a[..., s, None] * b[..., s, None, :] for s in range(c)]
+    return columns[0] if c == 1 else columns[0].add_(columns[1])
 
 
 class _ScalarDecay(torch.autograd.Function):
-    """`Weights` of q, k [..., C, K] under log-decays [..., C, 1]."""
+    """`Weights` of k [..., C, K] and one or several q under log-decays [..., C, 1]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
-        decay = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device).repeat(*q.shape[:-2], 1, 1)
+        decay = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).repeat(*k.shape[:-2], 1, 1)
         for c, later, earlier in _levels(prefix, suffix):
             torch.mul(later, earlier.mT, out=_joints(decay, c))
         pairs = (q @ k.mT).mul_(decay)
@@ -237,16 +259,17 @@ class _ScalarDecay(torch.autograd.Function):
         d_logs = (d_pairs * pairs).tril_(-1)
         d_scores = d_pairs * decay
         with full_precision(q):
-            d_q, d_k = d_scores @ k, d_scores.mT @ q
+            d_q, d_k = d_scores @ k, (d_scores.mT @ q).sum_to_size(k.shape)
         d_read, d_write = d_read * prefix, d_write * suffix
         d_prefix = d_logs.sum(-1, keepdim=True) - d_logs.sum(-2)[..., None] + (d_read * q).sum(-1, keepdim=True)
+        d_prefix = d_prefix.sum_to_size(prefix.shape)
         d_suffix = (d_write * k).sum(-1, keepdim=True)
         d_log_decay = _d_log_decay(d_prefix, d_suffix, d_keep * prefix[..., -1:, :])
         return d_q.add_(d_read), d_k.add_(d_write), d_log_decay
 
 
 class _ChannelDecay(torch.autograd.Function):
-    """`Weights` of q, k [..., C, K] under log-decays [..., C, K].
+    """`Weights` of k [..., C, K] and one or several q under log-decays [..., C, K].
 
     Everything depends on q and k only through q exp(sum) and k exp(-sum), so the gradient of a running sum is
     q ⊙ dq - k ⊙ dk; t = s, where the two are equal, is left out.
@@ -261,7 +284,7 @@ class _ChannelDecay(torch.autograd.Function):
             _joints(pairs, c).copy_(reads @ writes.mT)
         keep = prefix[..., -1, :, None].clone()
         ctx.save_for_backward(q, k, log_decay)
-        return pairs, prefix.mul_(q), suffix.mul_(k), keep
+        return pairs, q * prefix, suffix.mul_(k), keep
 
     @staticmethod
     @once_differentiable
@@ -273,11 +296,12 @@ class _ChannelDecay(torch.autograd.Function):
             for c, later, earlier in _levels(prefix, suffix):
                 reads, writes = _halves(q, c)[1] * later, _halves(k, c)[0] * earlier
                 d_joints = _joints(d_pairs, c)
-                _halves(d_q, c)[1].addcmul_(d_joints @ writes, later)
-                _halves(d_k, c)[0].addcmul_(d_joints.mT @ reads, earlier)
+                _halves(d_q, c)[1].addcmul_(_product(d_joints, writes), later)
+                _halves(d_k, c)[0].addcmul_(_product(d_joints.mT, reads).sum_to_size(writes.shape), earlier)
         d_whole = d_keep.mT * prefix[..., -1:, :]
         d_q.addcmul_(d_read, prefix)
         d_write = suffix.mul_(d_write)
-        d_log_decay = _d_log_decay((d_q * q).addcmul_(d_k, k, value=-1), d_write * k, d_whole)
+        d_log_decay = _d_log_decay((d_q * q).sum_to_size(k.shape) - d_k * k, d_write * k, d_whole)
         d_diagonal = d_pairs.diagonal(dim1=-2, dim2=-1)[..., None]
-        return d_q.addcmul_(d_diagonal, k), d_k.add_(d_write).addcmul_(d_diagonal, q), d_log_decay
+        d_k.add_(d_write).add_((d_diagonal * q).sum_to_size(k.shape))
+        return d_q.addcmul_(d_diagonal, k), d_k, d_log_decay

@@ -2,8 +2,8 @@
 
     S[t] = (I - β[t] k[t] k[t]ᵀ) Diag(a[t]) S[t-1] + β[t] k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t]
 
-That is the recurrence S[t] = Diag(a[t]) S[t-1] + k[t] u[t]ᵀ of the pseudo-values u[t] = β[t] (v[t] - (Diag(a[t]) S[t-1])ᵀ k[t]),
-which inside a chunk solve one unit lower triangular system (Yang et al. 2024, arXiv:2406.06484 and arXiv:2412.06464).
+That is S[t] = Diag(a[t]) S[t-1] + k[t] u[t]ᵀ for pseudo-values u[t] = β[t] (v[t] - (Diag(a[t]) S[t-1])ᵀ k[t]), which
+inside a chunk solve one unit lower triangular system (Yang et al. 2024, arXiv:2406.06484 and arXiv:2412.06464).
 Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once.
 """
 
@@ -62,13 +62,13 @@ def delta(
 
 def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
     """One token after the other; `strict` reads before the token's own write."""
-    k, v, strength = writes
     outputs = []
-    for t in range(q.shape[1]):
-        state = gates.apply(t, state)
-        held = (k[:, t, :, None, :] @ state)[..., 0, :]  # B H V
-        written = state + k[:, t, :, :, None] * (strength[:, t] * (v[:, t] - held))[..., None, :]
-        outputs.append((q[:, t, :, None, :] @ (state if strict else written))[..., 0, :])
+    tokens = (x.unbind(1) for x in (q, *writes))
+    for q_t, k_t, v_t, strength, gate in zip(*tokens, gates.steps(q.shape[1]), strict=True):
+        state = gate(state)
+        held = (k_t[..., None, :] @ state)[..., 0, :]  # B H V
+        written = state + k_t[..., None] * (strength * (v_t - held))[..., None, :]
+        outputs.append((q_t[..., None, :] @ (state if strict else written))[..., 0, :])
         state = written
     return torch.stack(outputs, 1), state
 
@@ -77,14 +77,14 @@ def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, stric
     """A triangular system inside chunks; between them S[n+1] = keep ⊙ S[n] + writeᵀ (target - held S[n])."""
     T, C = q.shape[1], chunk_length(q.shape[1])
     q, k, v, strength = (split(x, C) for x in (q, *writes))
-    weights, holds = weigh(q, k, gates), weigh(k, k, gates)
-    pairs = weights.pairs.tril(-1) if strict else weights.pairs
-    solve = _UnitInverse.apply(strength * holds.pairs) * strength.mT
-    target, held = solve @ v, solve @ holds.read
-    flat = (x.flatten(0, 1) for x in (target, held, weights.write))
-    keep = None if weights.keep is None else weights.keep.flatten(0, 1)
-    before, values, after = _ChunkStates.apply(*flat, keep, state.flatten(0, 1))
-    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs.flatten(0, 1) @ values, weights.read, before)))
+    weights = weigh(torch.stack([q, k]), k, gates)
+    (pairs, overlaps), (read, hold) = weights.pairs, weights.read
+    solve = _UnitInverse.apply(strength * overlaps) * strength.mT
+    target, held = solve @ v, solve @ hold
+    flat = (x.flatten(0, 1) for x in (target, held, weights.write, weights.keep, state))
+    before, values, after = _ChunkStates.apply(*flat)
+    pairs = (pairs.tril(-1) if strict else pairs).flatten(0, 1)
+    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs @ values, read, before)))
     return merge(o.unflatten(0, q.shape[:3]), T), after.unflatten(0, q.shape[:2])
 
 
@@ -111,19 +111,18 @@ class _ChunkStates(torch.autograd.Function):
 
     values[n] = target[n] - held[n] S[n]          S[n+1] = keep[n] ⊙ S[n] + write[n]ᵀ values[n]
 
-    target, values [G, N, C, V]; held, write [G, N, C, K]; keep None or [G, N, 1 or K, 1]; states [G, (N,) K, V].
+    target, values [G, N, C, V]; held, write [G, N, C, K]; keep [G, N, 1 or K, 1]; states [G, (N,) K, V].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor | None, state: Tensor
+        ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         before, values = [], []
         for n in range(target.shape[1]):
             before.append(state)
             values.append(torch.baddbmm(target[:, n], held[:, n], state, alpha=-1))
-            kept = state if keep is None else keep[:, n] * state
-            state = torch.baddbmm(kept, write[:, n].mT, values[-1])
+            state = torch.baddbmm(keep[:, n] * state, write[:, n].mT, values[-1])
         ctx.save_for_backward(held, write, keep, *(stacked := (torch.stack(before, 1), torch.stack(values, 1))))
         return *stacked, state
 
@@ -136,11 +135,11 @@ class _ChunkStates(torch.autograd.Function):
             for n in reversed(range(held.shape[1])):
                 afters.append(d_state)
                 targets.append(torch.baddbmm(d_values[:, n], write[:, n], d_state))
-                kept = d_state if keep is None else keep[:, n] * d_state
-                d_state = torch.baddbmm(d_before[:, n] + kept, held[:, n].mT, targets[-1], alpha=-1)
+                kept = torch.addcmul(d_before[:, n], keep[:, n], d_state)
+                d_state = torch.baddbmm(kept, held[:, n].mT, targets[-1], alpha=-1)
             d_after, d_target = torch.stack(afters[::-1], 1), torch.stack(targets[::-1], 1)
             d_held, d_write = (d_target @ before.mT).neg_(), values @ d_after.mT
-        d_keep = None if keep is None else (d_after * before).sum_to_size(keep.shape)
+        d_keep = (d_after * before).sum_to_size(keep.shape) if ctx.needs_input_grad[3] else None
         return d_target, d_held, d_write, d_keep, d_state
 
 

@@ -2,8 +2,8 @@
 
     S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t]
 
-Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once; with scalar
-decay o = (Q Kᵀ ⊙ exp(-|G[t] - G[s]|)) V for G the running sum of log a.
+Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once; with
+scalar decay o = (Q Kᵀ ⊙ exp(-|G[t] - G[s]|)) V for G the running sum of log a.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def recurrence(
 
 def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
     """One token after the other; `strict` reads before the token's own write."""
-    k, v = writes
     outputs = []
-    for t in range(q.shape[1]):
-        state = gates.apply(t, state)
-        written = state + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outputs.append((q[:, t, :, None, :] @ (state if strict else written))[..., 0, :])
+    tokens = (x.unbind(1) for x in (q, *writes))
+    for q_t, k_t, v_t, gate in zip(*tokens, gates.steps(q.shape[1]), strict=True):
+        state = gate(state)
+        written = state + k_t[..., None] * v_t[..., None, :]
+        outputs.append((q_t[..., None, :] @ (state if strict else written))[..., 0, :])
         state = written
     return torch.stack(outputs, 1), state
 
@@ -75,25 +75,27 @@ class _ChunkStates(torch.autograd.Function):
     """The states before each chunk, [B, H, N, K, V], and the last: S[n+1] = keep[n] ⊙ S[n] + added[n]."""
 
     @staticmethod
-    def forward(ctx: Any, added: Tensor, keep: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-        before = torch.empty_like(added)
-        for n in range(added.shape[2]):
-            before[:, :, n] = state
-            state = added[:, :, n] + (state if keep is None else keep[:, :, n] * state)
-        ctx.save_for_backward(keep, None if keep is None else before)
-        return before, state
+    def forward(ctx: Any, added: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        before, last = torch.empty_like(added), torch.empty_like(state)
+        befores = before.unbind(2)
+        befores[0].copy_(state)
+        for *step, after in zip(added.unbind(2), keep.unbind(2), befores, (*befores[1:], last), strict=True):
+            torch.addcmul(*step, out=after)
+        ctx.save_for_backward(keep, before)
+        return before, last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_before: Tensor, d_state: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def backward(ctx: Any, d_before: Tensor, d_last: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         keep, before = ctx.saved_tensors
-        d_added = torch.empty_like(d_before)
-        for n in reversed(range(d_before.shape[2])):
-            d_added[:, :, n] = d_state
-            d_state = d_before[:, :, n] + (d_state if keep is None else keep[:, :, n] * d_state)
-        if keep is None:
-            return d_added, None, d_state
-        return d_added, (d_added * before).sum_to_size(keep.shape), d_state
+        d_added, d_state = torch.empty_like(d_before), torch.empty_like(d_last)
+        d_addeds = d_added.unbind(2)
+        d_addeds[-1].copy_(d_last)
+        steps = zip(d_before.unbind(2), keep.unbind(2), d_addeds, (d_state, *d_addeds[:-1]), strict=True)
+        for *step, earlier in reversed(list(steps)):
+            torch.addcmul(*step, out=earlier)
+        d_keep = (d_added * before).sum_to_size(keep.shape) if ctx.needs_input_grad[1] else None
+        return d_added, d_keep, d_state
 
 
 _FORMS: dict[str, Form] = {"chunked": _chunked, "reference": _steps}

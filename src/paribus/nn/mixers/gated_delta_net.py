@@ -5,14 +5,14 @@
     y = W_o (swish(W_g x) ⊙ norm(o))
 
 Paper:    Yang et al. 2024, arXiv:2412.06464; without decay, DeltaNet: Yang et al. 2024, arXiv:2406.06484
-Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "mamba" and scalar; values are as wide
-          as keys; causal=False adds the same recurrence from the end, without counting the token itself twice, behind
-          a centred convolution
+Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "mamba" and scalar; values are
+          as wide as keys; causal=False adds the same recurrence from the end, without counting the token itself
+          twice, behind a centred convolution
 Shapes:   q, k, v [B, T, H, K], K = D / H; state: the convolution's last taps - 1 inputs, [B, taps - 1, 3 D], and
           S [B, H, K, K] in float32
-Cost:     10 D² FLOPs a token, about 10 D K + 3 D C in chunks of C tokens; state D (K + 3 taps - 3) numbers
-Raises:   ValueError if num_heads does not divide the width, taps is less than one, or for an unknown decay or one without
-          that granularity
+Cost:     10 D² + 6 D K + 10 D C + H C² FLOPs a token in chunks of C tokens; state D (K + 3 taps - 3) numbers
+Raises:   ValueError if num_heads does not divide the width, taps is less than one, or for an unknown decay or one
+          without that granularity
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ        o[t] = S[t]ᵀ q[t] / √K        y = W_o (swish(W_g x) ⊙ norm(o))
 
 Paper:    Yang et al. 2023, arXiv:2312.06635; with decay "constant", retention: Sun et al. 2023, arXiv:2307.08621
-Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "sigmoid_temperature" per channel;
-          causal=False adds the same recurrence from the end, without counting the token itself twice
+Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "sigmoid_temperature" per
+          channel; causal=False adds the same recurrence from the end, without counting the token itself twice
 Shapes:   q, k, a [B, T, H, K], K = key_expansion D / H; v [B, T, H, V], V = D / H; state [B, H, K, V] in float32
-Cost:     with K = V / 2: 8 D² FLOPs a token and the decay's projections, 3 D V + 3 D C in chunks of C tokens; state
+Cost:     8 D² + 4 D K + 3 D C FLOPs a token in chunks of C tokens with K = V / 2, and the decay's projections; state
           D K numbers, whatever the length
-Raises:   ValueError if num_heads does not divide the width or the keys' width, for an unknown decay or one without that
-          granularity, and if keys are tied to a decay that is none
+Raises:   ValueError if num_heads does not divide the width or the keys' width, for an unknown decay or one without
+          that granularity, and if keys are tied to a decay that is none
 """
 
 from __future__ import annotations

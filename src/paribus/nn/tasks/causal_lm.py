@@ -38,7 +38,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         """The head."""
         return self.head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head."""
         self.head = new_embeddings
 
@@ -90,7 +90,9 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         )
         return output if return_dict else output.to_tuple()
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]  # the rest is passed by position and not needed
+        self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any
+    ) -> None:
         """Give `generate` a cache of states in place of a cache of keys and values."""
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):

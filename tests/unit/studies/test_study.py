@@ -1,0 +1,207 @@
+"""What a study may be, and what is tuned; what the equalizers solve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paribus.evaluation.cost import training_flops_per_token
+from paribus.nn.component import MIXERS
+from paribus.studies.conduct import _word
+from paribus.studies.equalizers import TOLERANCE, count_parameters, equalize
+from paribus.studies.result import TuningPoint
+from paribus.studies.study import Study, read_study, study_name
+from paribus.studies.tuning import best_values, extended
+from paribus.training.loop import build_model
+from paribus.training.run import Budget, with_values
+from tests import small
+
+MIXER = "model.blocks.main.mixer"
+FILE = """
+from pathlib import Path
+from tests import small
+study = small.study(Path("text.txt"))
+other = 3
+"""
+
+
+@pytest.fixture
+def study(text: Path) -> Study:
+    return small.study(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"vary": {}}, r"0 arms \(none\); at least two"),
+        ({"vary": {MIXER: {"attention": {"name": "attention"}}}}, r"1 arms \(attention\); at least two"),
+        ({"reference": "atention"}, "'atention' is not an arm; did you mean 'attention'"),
+        ({"seeds": ()}, "no seeds"),
+        ({"seeds": (1, 2, 1)}, r"seeds \[1, 2, 1\] repeat one"),
+        ({"tune": {"optimizer.lr": [1e-3]}, "tuning_seed": 2}, "tuning_seed 2 is one of the seeds"),
+        ({"tune": {"optimizer.lr": []}}, r"tune has the values \[\] for 'optimizer.lr'"),
+        ({"tune": {"optimizer.lr": [0.1, 0.2, 0.1]}}, "none of them twice"),
+        ({"tune": {MIXER: [{"name": "gla"}]}}, "would overwrite the arms' 'model.blocks.main.mixer'"),
+        ({"tune": {"model.blocks": [{}]}}, "would overwrite the arms'"),
+        ({"tune": {"seed": [1, 2]}}, "'seed' cannot vary"),
+        ({"vary": {"data.seed": {"a": 1, "b": 2}}, "reference": "a"}, "'data.seed' cannot vary"),
+        ({"vary": {"evaluation.points": {"a": 1, "b": 2}}, "reference": "a"}, "different documents"),
+        ({"equal": "seconds"}, "the base budget is 20 steps"),
+        ({"baseline_orders": (0,)}, r"baseline_orders are \[0\]"),
+    ],
+)
+def test_studies_that_are_refused(study: Study, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        replace(study, **values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_budget_in_seconds_is_for_equal_seconds(study: Study) -> None:
+    base = replace(study.base, budget=Budget(seconds=2.0))
+    assert replace(study, base=base, equal="seconds").equal == "seconds"
+    for equal in ("parameters", "flops", "tokens"):
+        with pytest.raises(ValueError, match="the base budget is 2 seconds"):
+            replace(study, base=base, equal=equal)
+
+
+def test_several_factors_make_all_combinations(study: Study) -> None:
+    vary = {"optimizer.lr": {"slow": 1e-3, "fast": 1e-2}, "schedule.name": {"cosine": "cosine", "wsd": "wsd"}}
+    found = replace(study, vary=vary, reference="slow+cosine")
+    assert list(found.arms()) == ["slow+cosine", "slow+wsd", "fast+cosine", "fast+wsd"]
+    run = found.arm_run("fast+wsd")
+    assert (run.optimizer.lr, run.schedule.name) == (1e-2, "wsd")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (FILE.replace("study =", "stud ="), "defines no Study called 'study'"),
+        (FILE.replace("study = ", "study = ("), "cannot be imported: SyntaxError"),
+        ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
+        (FILE.replace('"text.txt")', '"text.txt"), seeds=()'), "no seeds"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "study.py"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_study(path)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "study.py"
+    path.write_text(FILE)
+    assert read_study(path).reference == "attention"
+    with pytest.raises(ValueError, match="defines no Study called 'other'"):
+        read_study(path, "other")
+    with pytest.raises(ValueError, match=r"study\.txt' is not a Python file"):
+        read_study(path.rename(tmp_path / "study.txt"))
+    with pytest.raises(ValueError, match="does not exist"):
+        read_study(path)
+    assert study_name(tmp_path / "0007_question" / "study.py") == "0007_question"
+    assert study_name(tmp_path / "mine.py") == "mine"
+
+
+def test_every_mixer_is_matched_to_attention(text: Path) -> None:
+    base = with_values(small.run(text), {"model.hidden_size": 32, "model.num_hidden_layers": 2})
+    arms = {name: {"name": name} for name in MIXERS.names()}
+    study = replace(small.study(text), base=base, vary={MIXER: arms})
+    equalized = equalize(study)
+    target = count_parameters(equalized.runs["attention"])
+    assert target == sum(parameter.numel() for parameter in build_model(equalized.runs["attention"]).parameters())
+    assert equalized.solved["attention"] == {}
+    for name, run in equalized.runs.items():
+        assert abs(count_parameters(run) - target) <= TOLERANCE * target, name
+        assert with_values(run, {"model": study.arm_run(name).model}) == study.arm_run(name), "only sizes were solved"
+    assert {name for name, values in equalized.solved.items() if not values} >= {"attention"}
+    assert len({count_parameters(study.arm_run(name)) for name in arms}) > 1, "there was something to solve"
+
+
+def test_what_needs_no_solving_stays_as_it_is(study: Study) -> None:
+    found = replace(study, vary={"optimizer.lr": {"slow": 1e-3, "fast": 1e-2}}, reference="slow")
+    assert equalize(found).solved == {"slow": {}, "fast": {}}
+
+
+def test_several_blocks_are_scaled_alike(study: Study) -> None:
+    wide = {"mixer": {"name": "attention"}, "channel": {"name": "glu", "expansion": 4.0}}
+    thin = {"mixer": {"name": "attention"}, "channel": {"name": "mlp", "expansion": 2.0}}
+    sizes = {"num_hidden_layers": 2, "layout": ["wide", "thin"], "hidden_size": 32}
+    base = with_values(
+        study.base, {"model": {**study.base.model, **sizes, "blocks": {"wide": wide, "thin": thin}}}
+    )
+    arms = {name: {"name": name} for name in ("attention", "gated_delta_net")}
+    solved = equalize(replace(study, base=base, vary={"model.blocks.wide.mixer": arms})).solved["gated_delta_net"]
+    expansions = [solved[f"model.blocks.{name}.channel.expansion"] for name in ("wide", "thin")]
+    assert expansions[0] == pytest.approx(2 * expansions[1], abs=0.1)
+    assert expansions[0] < 4
+
+
+def test_sizes_that_cannot_be_matched(study: Study) -> None:
+    found = replace(study, vary={"model.hidden_size": {"small": 16, "large": 64}}, reference="small")
+    with pytest.raises(ValueError, match=r"arm 'large': parameters cannot be matched: [\d,]+ at best"):
+        equalize(found)
+
+
+def test_equal_arms_are_refused(study: Study) -> None:
+    arms = {"one": {"name": "gla"}, "two": {"name": "gla"}}
+    with pytest.raises(ValueError, match="arms 'one' and 'two' are the same run"):
+        equalize(replace(study, vary={MIXER: arms}, reference="one"))
+
+
+def test_an_arm_that_does_not_fit_is_named(study: Study) -> None:
+    arms = {"attention": {"name": "attention"}, "odd": {"name": "gla", "num_heads": 3}}
+    for equal in ("parameters", "flops", "tokens"):
+        with pytest.raises(ValueError, match=r"arm 'odd': .*3"):
+            equalize(replace(study, vary={MIXER: arms}, equal=equal))
+    with pytest.raises(ValueError, match="arm 'odd': .*unknown mixer 'glaa'; did you mean 'gla'"):
+        equalize(replace(study, vary={MIXER: {**arms, "odd": {"name": "glaa"}}}))
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=400), Budget(tokens=400 * 64), Budget(flops=1e10)])
+def test_flops_are_matched_by_steps(study: Study, budget: Budget) -> None:
+    found = replace(study, equal="flops", base=replace(study.base, budget=budget))
+    runs = equalize(found).runs
+    spent = {}
+    for name, run in runs.items():
+        step = training_flops_per_token(build_model(run), 32) * 64
+        spent[name] = run.budget.flops or step * (run.budget.steps or (run.budget.tokens or 0) / 64)
+    assert spent["gla"] == pytest.approx(spent["attention"], rel=0.005)
+    assert with_values(runs["gla"], {"budget.steps": 1}) == with_values(found.arm_run("gla"), {"budget.steps": 1})
+
+
+def point(value: float, bits: float | None) -> TuningPoint:
+    return TuningPoint({"optimizer.lr": value}, bits, 0, False, bits is None)
+
+
+def test_the_best_value() -> None:
+    assert best_values([point(1, 3.0), point(2, 2.0), point(3, None)]) == {"optimizer.lr": 2}
+    assert best_values([point(1, None)]) is None
+    assert best_values([]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "wider"),
+    [
+        ([1e-3, 2e-3, 4e-3], 2e-3, []),
+        ([1e-3, 2e-3, 4e-3], 4e-3, [8e-3]),
+        ([4e-3, 1e-3, 2e-3], 1e-3, [5e-4]),
+        ([1e-3, 1e-2], None, [1e-4]),
+        ([1e-3], 1e-3, []),
+        (["cosine", "wsd"], "wsd", []),
+        ([0, 1, 2], 2, []),
+        ([True, False], True, []),
+        ([0.0, 0.1, 0.2], 0.2, []),
+    ],
+)
+def test_grids_grow_where_the_best_is_at_an_edge(values: list[Any], best: Any, wider: list[Any]) -> None:
+    grid = {"optimizer.lr": values, "other": ["a"]}
+    found = extended(grid, None if best is None else {"optimizer.lr": best, "other": "a"})
+    assert found == {"optimizer.lr": [*values, *wider], "other": ["a"]}
+    assert grid["optimizer.lr"] == values
+
+
+def test_any_value_makes_a_name() -> None:
+    assert [_word(value) for value in (1e-3, 3, "wsd", {"name": "gla"}, [1, 2])] == ["0.001", "3", "wsd", "_name_gla_", "_1_2_"]
