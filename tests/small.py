@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paribus.studies.study import Study
+from paribus.training import loop
+from paribus.training.journal import read_journal
+from paribus.training.load import load_run
+from paribus.training.loop import JOURNAL
 from paribus.training.run import Run
 
 WORDS = "the a cat dog sat on mat ran by tree and then saw big red small blue house of old man".split()
@@ -62,3 +72,49 @@ def study(text: Path, **values: Any) -> Study:
         baseline_orders=(1, 2),
     )
     return replace(found, **values)
+
+
+def lasting(facts: dict[str, Any]) -> dict[str, Any]:
+    """The part of a result or of an event that neither the clock nor the memory decides."""
+    passing = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+    return {key: value for key, value in facts.items() if key not in passing}
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """The lasting part of every event of a run."""
+    return [lasting(event) for event in read_journal(folder / JOURNAL)]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same bits."""
+    first, second = (load_run(folder)[1].state_dict() for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def paribus(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+    """The command line in a session of its own."""
+    code = "import sys; from paribus.cli import main; sys.exit(main())"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **variables},
+        start_new_session=True,
+        **pipes,
+    )
+
+
+def train_and_die(run: Run, folder: Path, cache: Path, writes: int) -> None:
+    """Train with a checkpoint at every step; kill this process just before it syncs or renames for the n-th time."""
+    left = writes
+    for name in ("fsync", "replace"):
+
+        def dying(*arguments: Any, original: Any = getattr(os, name)) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments)
+
+        setattr(os, name, dying)
+    loop.CHECKPOINT_SECONDS = 0.0
+    loop.train(run, folder, cache)

@@ -90,11 +90,12 @@ def _registered(kind: str) -> dict[str, Any]:
     return dict(INITIALIZATIONS)
 
 
-def _presets(tree: ast.Module) -> dict[str, Any]:
+def _presets(tree: ast.Module) -> dict[str, str]:
+    """Name -> settings, as they are written in the file."""
     for node in tree.body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == "PRESETS" and isinstance(node, ast.AnnAssign) and node.value:
-            return ast.literal_eval(node.value)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PRESETS" and isinstance(node.value, ast.Dict):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Which token mixer models text best at 0.3 M parameters and two million bytes? See README.md."""
+"""Which token mixer models text best at 0.3 million parameters and half a million bytes? See README.md."""
 
 from dataclasses import replace
 
@@ -12,16 +12,16 @@ BLOCK = {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}
 base = Run(
     name="token_mixers",
     model={
-        "hidden_size": 80,
-        "num_hidden_layers": 4,
+        "hidden_size": 104,
+        "num_hidden_layers": 2,
         "max_position_embeddings": 1024,
         "blocks": {"main": BLOCK},
         "layout": ["main"],
     },
-    data=Data(corpora={"api_docs": 1.0, "wiki": 1.0, "scripture": 1.0}, sequence_length=256, batch_size=8),
-    budget=Budget(tokens=600_000),
-    optimizer=Optimizer(lr=4e-3),
-    evaluation=Evaluation(points=6),
+    data=Data(corpora={"api_docs": 1.0, "wiki": 1.0, "scripture": 1.0}, sequence_length=128, batch_size=4),
+    budget=Budget(tokens=500_000),
+    optimizer=Optimizer(lr=3e-3),
+    evaluation=Evaluation(points=5, validation_documents=32, test_documents=96),
 )
 
 study = Study(
@@ -37,7 +37,8 @@ study = Study(
     },
     reference="attention",
     equal="parameters",
-    tune={"optimizer.lr": [2e-3, 4e-3, 8e-3]},
+    tune={"optimizer.lr": [1e-3, 3e-3, 9e-3]},
+    baseline_orders=(1, 2, 3),
     seeds=(1, 2, 3),
 )
 
@@ -50,6 +51,6 @@ smoke = replace(
         evaluation=Evaluation(points=2, validation_documents=8, test_documents=16, max_bytes_per_document=512),
     ),
     vary={"model.blocks.main.mixer": {"attention": {"name": "attention"}, "gla": {"name": "gla"}}},
-    tune={"optimizer.lr": [4e-3]},
+    tune={"optimizer.lr": [3e-3]},
     seeds=(1, 2),
 )

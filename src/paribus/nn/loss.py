@@ -30,14 +30,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + size)
             chosen = targets[part]
             counted = chosen != IGNORE
-            logits = (hidden[part] @ matrix.T).to(accumulate)  # n V
-            log_sum = logits.logsumexp(-1)
-            picked = logits.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
-            total += ((log_sum - picked) * counted).sum()
+            index = chosen.clamp(min=0)[:, None]
+            log_probability = (hidden[part] @ matrix.T).to(accumulate).log_softmax(-1)  # n V
+            total -= (log_probability.gather(1, index)[:, 0] * counted).sum()
             if not (need_hidden or need_weight):
                 continue
-            gradient = logits.sub_(log_sum[:, None]).exp_()
-            gradient.scatter_add_(1, chosen.clamp(min=0)[:, None], -torch.ones_like(gradient[:, :1]))
+            gradient = log_probability.exp_()
+            gradient.scatter_add_(1, index, -torch.ones_like(gradient[:, :1]))
             gradient.mul_((counted.to(accumulate) / count)[:, None])
             gradient = gradient.to(hidden.dtype)
             if hidden_gradient is not None:

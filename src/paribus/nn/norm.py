@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .settings import nearest
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps the input and one number a vector; on the CPU, torch's own is a dozen operations, each with its memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = outputs
+        x, weight, scale = ctx.saved_tensors
+        product = grad * x
+        along = (product @ weight)[..., None] * scale.square() / -x.shape[-1]
+        grad_weight = scale.flatten() @ product.flatten(0, -2)
+        return (grad * weight).addcmul_(x, along).mul_(scale), grad_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -19,7 +42,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        if x.device.type != "cpu":
+            return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        compute = torch.promote_types(x.dtype, torch.float32)
+        y: Tensor = _RMSNorm.apply(x.to(compute), self.weight.to(compute), self.eps)
+        return y.to(x.dtype)
 
     def reset_parameters(self) -> None:
         """Weight one."""

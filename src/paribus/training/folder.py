@@ -111,6 +111,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for left in folder.glob(".*.tmp"):  # by a process that was killed while writing
+            left.unlink()
         yield
 
 

@@ -15,26 +15,11 @@ from paribus.training.load import load_run
 from paribus.training.loop import JOURNAL, Tick, build_model, train
 from paribus.training.run import with_values
 from tests import small
-
-TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes"}
-
-
-def lasting(result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a result or an event that the clock and the machine do not decide."""
-    return {key: value for key, value in result.items() if key not in TIMES}
-
-
-def journal(folder: Path) -> list[dict[str, Any]]:
-    return [lasting(event) for event in read_journal(folder / JOURNAL)]
+from tests.small import journal, lasting, same_weights
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_run(folder)[1].state_dict()
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_what_a_run_leaves(text: Path, cache: Path, tmp_path: Path) -> None:
