@@ -183,9 +183,7 @@ def main(arguments: list[str]) -> None:
     print(f"{'shape':6}{'length':>7}  {'model':18}{'parameters':>11}{'tokens/s':>10}  ratio to Llama (quartiles)")
     for shape in options.shapes:
         for length in options.lengths:
-            rows = compare(
-                SHAPES[shape], length, options.mixers, options.tokens, options.rounds, options.clock
-            )
+            rows = compare(SHAPES[shape], length, options.mixers, options.tokens, options.rounds, options.clock)
             for row in rows:
                 print(
                     f"{shape:6}{length:7}  {row['model']:18}{row['parameters']:11,}{row['tokens_per_second']:10,}  "

@@ -8,12 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from paribus.studies.executor import Task
 from paribus.studies.study import Study
 from paribus.training import loop
 from paribus.training.journal import read_journal
@@ -21,7 +23,7 @@ from paribus.training.load import load_run
 from paribus.training.loop import JOURNAL
 from paribus.training.run import Run
 
-WORDS = "the a cat dog sat on mat ran by tree and then saw big red small blue house of old man".split()
+WORDS = ("the", "a", "cat", "dog", "sat", "on", "mat", "ran", "by", "tree", "and", "then", "saw", "big", "old", "man")
 
 
 def write_text(path: Path, documents: int = 300) -> Path:
@@ -74,6 +76,11 @@ def study(text: Path, **values: Any) -> Study:
     return replace(found, **values)
 
 
+def task(text: Path) -> Task:
+    """The same as a worker gets it."""
+    return Task(run(text), Path("runs/small"))
+
+
 def lasting(facts: dict[str, Any]) -> dict[str, Any]:
     """The part of a result or of an event that neither the clock nor the memory decides."""
     passing = {"seconds", "tokens_per_second", "peak_memory_bytes"}
@@ -106,15 +113,17 @@ def paribus(*arguments: object, **variables: str) -> subprocess.Popen[str]:
 def train_and_die(run: Run, folder: Path, cache: Path, writes: int) -> None:
     """Train with a checkpoint at every step; kill this process just before it syncs or renames for the n-th time."""
     left = writes
-    for name in ("fsync", "replace"):
 
-        def dying(*arguments: Any, original: Any = getattr(os, name)) -> Any:
+    def counting(write: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: Any) -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments)
+            write(*arguments)
 
-        setattr(os, name, dying)
+        return counted
+
+    os.fsync, os.replace = counting(os.fsync), counting(os.replace)
     loop.CHECKPOINT_SECONDS = 0.0
     loop.train(run, folder, cache)

@@ -93,7 +93,11 @@ def _registered(kind: str) -> dict[str, Any]:
 def _presets(tree: ast.Module) -> dict[str, str]:
     """Name -> settings, as they are written in the file."""
     for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PRESETS" and isinstance(node.value, ast.Dict):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "PRESETS"
+            and isinstance(node.value, ast.Dict)
+        ):
             pairs = zip(node.value.keys, node.value.values, strict=True)
             return {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
     return {}

@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> None:
     run = with_values(read_run(options.run), dict(parse_override(text) for text in options.overrides))
     refuse_other_settings(options.root, run)
     folder = find_run(options.root, run)
-    with RunProgress(Console(stderr=True), run.name) as progress:
+    with RunProgress(Console(), run.name) as progress:
         result = train(run, folder, cache_folder(), watch=progress.watch, accept_stale=options.accept_stale)
     print(f"{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
 
@@ -187,6 +187,7 @@ def _study(options: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from paribus.studies.command import study_command
 
+    _hide_progress_bars()
     study_command(
         options.study,
         variant="smoke" if options.smoke else "study",
@@ -195,6 +196,13 @@ def _study(options: argparse.Namespace) -> None:
         publish=not options.no_publish,
         accept_stale=options.accept_stale,
     )
+
+
+def _hide_progress_bars() -> None:
+    """Writing and reading small models is no event."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -206,6 +214,7 @@ def _report(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from paribus.publish import publish_run
 
+    _hide_progress_bars()
     print(publish_run(options.run, options.out))
 
 
@@ -213,6 +222,7 @@ def _generate(options: argparse.Namespace) -> None:
     from paribus.publish import load_any
     from paribus.training.measure import sample_text
 
+    _hide_progress_bars()
     model, tokenizer = load_any(options.folder)
     print(sample_text(model, tokenizer, options.prompt, options.tokens, options.seed))
 
@@ -220,6 +230,7 @@ def _generate(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from paribus.publish import evaluate_folder
 
+    _hide_progress_bars()
     for corpus, value in evaluate_folder(options.folder, options.corpus, options.split, options.documents).items():
         print(f"{corpus:<24} {value:.4f} bits per byte")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from paribus.cli import main
-from paribus.training.checkpoint import Progress
 from paribus.training.files import read_json
 from paribus.training.loop import train
 from paribus.training.run import Run
@@ -23,7 +22,7 @@ from tests import small
 
 pytestmark = pytest.mark.slow
 
-STEPS = 24
+STEPS = 80
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["paribus.training.loop", "tests.small"])
 Interrupt = Callable[[int, Callable[[], object]], str]
@@ -63,12 +62,11 @@ def start(run: Run, folder: Path, cache: Path, writes: int = 0) -> multiprocessi
 
 
 def last_step(folder: Path) -> int:
-    steps = [int(path.name) for path in folder.glob("checkpoints/0*")]
-    return max(steps, default=Progress().step)
+    return max((int(path.name) for path in folder.glob("checkpoints/0*")), default=0)
 
 
 def test_killed_at_every_kind_of_write(run: Run, cache: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """One step further each time, killed before each sync and rename of a checkpoint, of run.json and of the journal."""
+    """Killed before each sync and rename of run.json, of the journal and of a checkpoint, and begun again each time."""
     seen = set()
     for writes in range(1, 21):
         process = start(run, tmp_path, cache, writes)
@@ -85,18 +83,18 @@ def test_killed_at_every_kind_of_write(run: Run, cache: Path, undisturbed: Path,
 
 
 def test_killed_at_random_moments(run: Run, cache: Path, undisturbed: Path, tmp_path: Path) -> None:
-    draw = random.Random(time.time_ns())
-    kills, moments = 0, []
-    while (process := start(run, tmp_path, cache)) and kills < 8:
-        moments.append(draw.uniform(0.05, 0.6))
-        process.join(moments[-1])
-        if process.exitcode is not None:
-            break
+    draw, moments = random.Random(time.time_ns()), []
+    for _ in range(5):
+        process, begun_at = start(run, tmp_path, cache), last_step(tmp_path)
+        wait_for(lambda: process.exitcode is not None or last_step(tmp_path) > begun_at)  # noqa: B023
+        moments.append((begun_at, draw.uniform(0, 0.1)))
+        process.join(moments[-1][1])
         process.kill()
-        kills += 1
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"it ended before it was killed: {moments}"
+    process = start(run, tmp_path, cache)
     process.join()
-    assert process.exitcode == 0, f"killed after {moments} seconds"
-    assert kills > 0
+    assert process.exitcode == 0, f"it was killed after these checkpoints and seconds: {moments}"
     assert_same(tmp_path, undisturbed)
 
 

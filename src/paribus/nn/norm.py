@@ -28,7 +28,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         product = grad * x
         along = (product @ weight)[..., None] * scale.square() / -x.shape[-1]
-        grad_weight = scale.flatten() @ product.flatten(0, -2)
+        grad_weight = torch.mv(product.flatten(0, -2).T, scale.flatten())
         return (grad * weight).addcmul_(x, along).mul_(scale), grad_weight, None
 
 
@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) ⊙ weight over the last axis, without bias (Ba et al. 2016, arXiv:1607.06450)."""
+    """(x - mean) / sqrt(variance + eps) ⊙ weight over the last axis, no bias (Ba et al. 2016, arXiv:1607.06450)."""
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()

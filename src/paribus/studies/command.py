@@ -35,7 +35,7 @@ def study_command(
     study = read_study(path, variant)
     name = study_name(path) if variant == "study" else f"{study_name(path)}-{variant}"
     cache = cache_folder()
-    console.print(f"[bold]{study.question}[/bold]")
+    console.print(study.question, style="bold", markup=False, soft_wrap=True)
     for corpus in study.base.data.corpora:
         with console.status(f"preparing corpus {corpus}"):
             prepare(corpus, cache)
@@ -47,8 +47,8 @@ def study_command(
     folder = root / name
     console.print(verdict_table(result))
     for verdict in result.verdicts:
-        console.print(f"{verdict.arm}: {verdict.outcome}. {verdict.reason}", highlight=False, markup=False)
-    console.print(f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}", highlight=False)
+        _print_plainly(console, f"{verdict.arm}: {verdict.outcome}. {verdict.reason}")
+    _print_plainly(console, f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}")
     if publish:
         _publish_best(console, result, folder)
     return result
@@ -65,9 +65,14 @@ def _publish_best(console: Console, result: StudyResult, folder: Path) -> None:
     out = folder / f"{folder.name}-{best.name}"
     with console.status(f"publishing {best.name} and proving that it loads"):
         publish_run(Path(run.run_folder), out)
-    console.print(f"published {out}", highlight=False)
+    _print_plainly(console, f"published {out}")
     console.print("\n[bold]a sample of its text[/bold]")
-    console.print(best.sample, highlight=False, markup=False)
+    _print_plainly(console, best.sample)
+
+
+def _print_plainly(console: Console, text: str) -> None:
+    """As it is: paths stay whole, and brackets are no markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def report_command(folders: list[Path]) -> None:
@@ -85,4 +90,4 @@ def report_command(folders: list[Path]) -> None:
         result = from_json(text)
         write_report(result, folder / "report.html")
         console.print(verdict_table(result))
-        console.print(f"report    {folder / 'report.html'}", highlight=False)
+        _print_plainly(console, f"report    {folder / 'report.html'}")

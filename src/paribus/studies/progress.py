@@ -83,7 +83,7 @@ class StudyProgress:
         """A run ended; `summary` says how."""
         self._ticks.pop(task.folder, None)
         self._bar.update(self._total, advance=1)
-        self.console.print(f"  {task.run.name}: {summary}", highlight=False, markup=False)
+        self.console.print(f"  {task.run.name}: {summary}", highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0))

@@ -213,6 +213,10 @@ def _loop(trainer: Trainer, folder: Path, measure: Measure, watch: Callable[[Tic
         if result["divergence"] is not None:
             journal.write("diverged", trainer.progress.step, **_spent(trainer), divergence=result["divergence"])
         return {**result, "journal_events": journal.num_events}
+    except OSError as problem:
+        if problem.strerror and not problem.filename:
+            problem.filename = str(folder)  # a full disk does not say where
+        raise
     finally:
         journal.close()
 

@@ -105,12 +105,8 @@ def audit(names: list[str]) -> Audit:
         declared=("model.blocks.main.mixer",),
         differences=(
             Difference("model.blocks.main.mixer.name", {name: name for name in names}, declared=True),
-            Difference(
-                "optimizer.lr", {name: 0.01 if name == "gla" else 0.001 for name in names}, declared=True
-            ),
-            Difference(
-                "data.tokenizer", {name: "byte" if name != "tnn" else "byte-2" for name in names}, False
-            ),
+            Difference("optimizer.lr", {name: 0.01 if name == "gla" else 0.001 for name in names}, declared=True),
+            Difference("data.tokenizer", {name: "byte" if name != "tnn" else "byte-2" for name in names}, False),
         ),
         equal=(
             "batches: SHA-256 5d41402abc4b2a76b9719d911017c592ae0f identical in all arms, seed by seed",

@@ -148,7 +148,7 @@ def test_sizes_are_checked_as_measured(result: StudyResult, text: Path) -> None:
     arm = result.arms[1]
     large = replace(arm, seeds=tuple(replace(seed, parameters=2 * seed.parameters) for seed in arm.seeds))
     (confound,) = audited(small.study(text), [result.arms[0], large]).confounds
-    assert confound.startswith("parameters: within 9") or confound.startswith("parameters: within 10")
+    assert confound.startswith(("parameters: within 9", "parameters: within 10"))
     diverged = replace(arm, seeds=(replace(arm.seeds[0], status="diverged", tokens=64), *arm.seeds[1:]))
     assert audited(small.study(text), [result.arms[0], diverged]).confounds == ()
 

@@ -162,9 +162,7 @@ def test_the_report_is_whole_or_absent(study: StudyResult, tmp_path: Path, monke
 def test_bands_span_the_seeds_at_common_steps(study: StudyResult) -> None:
     gla = study.arms[0]
     shorter = dataclasses.replace(gla.seeds[1], curve=gla.seeds[1].curve[:7])
-    study = dataclasses.replace(
-        study, arms=(dataclasses.replace(gla, seeds=(gla.seeds[0], shorter)), *study.arms[1:])
-    )
+    study = dataclasses.replace(study, arms=(dataclasses.replace(gla, seeds=(gla.seeds[0], shorter)), *study.arms[1:]))
     data = charts.chart_data(study)
     band = next(band for band in data["bands"] if data["arms"][band["arm"]]["name"] == "gla")
     assert band["tokens"] == [point.tokens for point in shorter.curve]

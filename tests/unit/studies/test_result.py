@@ -75,9 +75,7 @@ def test_every_outcome_of_the_example(study: StudyResult) -> None:
     assert found["hgrn1"].reason == "1 of 2 runs diverged (seed 1: loss was NaN at step 260)."
     assert found["hgrn1"].seeds == 1
     assert "One seed" in found["mlp_mixer"].reason
-    assert found["gla"].adjusted_p_value == pytest.approx(3 * found["gla"].p_value), (
-        "three arms have a p value"
-    )
+    assert found["gla"].adjusted_p_value == pytest.approx(3 * found["gla"].p_value), "three arms have a p value"
     low, high = found["tnn"].bootstrap_interval
     assert low < 0.0857 < high or low == pytest.approx(0.0857, abs=0.03)
 
@@ -109,7 +107,4 @@ def test_an_arm_without_a_finished_run() -> None:
 
 
 def test_a_study_of_one_arm_has_no_verdict() -> None:
-    assert (
-        judge([arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)], "attention", {}, np.ones(1))
-        == ()
-    )
+    assert judge([arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)], "attention", {}, np.ones(1)) == ()

@@ -78,9 +78,7 @@ def test_the_smallest_detectable_effect_by_direct_integration() -> None:
     df, critical = 4, stats.t.ppf(0.975, 4)
     noncentrality = smallest_detectable_effect(1.0, 5) * math.sqrt(5)
     density = stats.chi2(df).pdf
-    power, _ = integrate.quad(
-        lambda x: density(x) * stats.norm.sf(critical * math.sqrt(x / df) - noncentrality), 0, 80
-    )
+    power, _ = integrate.quad(lambda x: density(x) * stats.norm.sf(critical * math.sqrt(x / df) - noncentrality), 0, 80)
     assert power == pytest.approx(0.8, abs=1e-6)
 
 
@@ -141,9 +139,7 @@ def test_verdict(difference: float, half_width: float, adjusted_p: float, outcom
     decision = verdict(paired(difference, half_width), adjusted_p, 0.01)
     assert decision.outcome == outcome
     assert decision.reason.endswith(".")
-    assert ("smallest effect of interest" in decision.reason) == (
-        abs(difference) != 0.04 or adjusted_p > 0.05
-    )
+    assert ("smallest effect of interest" in decision.reason) == (abs(difference) != 0.04 or adjusted_p > 0.05)
 
 
 def test_degenerate_seeds_give_no_nan_and_no_false_claim() -> None:

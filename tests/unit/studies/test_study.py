@@ -129,9 +129,7 @@ def test_several_blocks_are_scaled_alike(study: Study) -> None:
     wide = {"mixer": {"name": "attention"}, "channel": {"name": "glu", "expansion": 4.0}}
     thin = {"mixer": {"name": "attention"}, "channel": {"name": "mlp", "expansion": 2.0}}
     sizes = {"num_hidden_layers": 2, "layout": ["wide", "thin"], "hidden_size": 32}
-    base = with_values(
-        study.base, {"model": {**study.base.model, **sizes, "blocks": {"wide": wide, "thin": thin}}}
-    )
+    base = with_values(study.base, {"model": {**study.base.model, **sizes, "blocks": {"wide": wide, "thin": thin}}})
     arms = {name: {"name": name} for name in ("attention", "gated_delta_net")}
     solved = equalize(replace(study, base=base, vary={"model.blocks.wide.mixer": arms})).solved["gated_delta_net"]
     expansions = [solved[f"model.blocks.{name}.channel.expansion"] for name in ("wide", "thin")]
@@ -156,7 +154,7 @@ def test_an_arm_that_does_not_fit_is_named(study: Study) -> None:
     for equal in ("parameters", "flops", "tokens"):
         with pytest.raises(ValueError, match=r"arm 'odd': .*3"):
             equalize(replace(study, vary={MIXER: arms}, equal=equal))
-    with pytest.raises(ValueError, match="arm 'odd': .*unknown mixer 'glaa'; did you mean 'gla'"):
+    with pytest.raises(ValueError, match=r"arm 'odd': .*unknown mixer 'glaa'; did you mean 'gla'"):
         equalize(replace(study, vary={MIXER: {**arms, "odd": {"name": "glaa"}}}))
 
 
@@ -204,4 +202,10 @@ def test_grids_grow_where_the_best_is_at_an_edge(values: list[Any], best: Any, w
 
 
 def test_any_value_makes_a_name() -> None:
-    assert [_word(value) for value in (1e-3, 3, "wsd", {"name": "gla"}, [1, 2])] == ["0.001", "3", "wsd", "_name_gla_", "_1_2_"]
+    assert [_word(value) for value in (1e-3, 3, "wsd", {"name": "gla"}, [1, 2])] == [
+        "0.001",
+        "3",
+        "wsd",
+        "_name_gla_",
+        "_1_2_",
+    ]

@@ -86,9 +86,7 @@ def test_a_budget_is_one_number(run: Run) -> None:
 
 
 def test_values_reach_their_place(run: Run) -> None:
-    changed = with_values(
-        run, {"optimizer.lr": 1, "model.blocks.main.mixer.num_heads": 2, "evaluation": {"points": 3}}
-    )
+    changed = with_values(run, {"optimizer.lr": 1, "model.blocks.main.mixer.num_heads": 2, "evaluation": {"points": 3}})
     assert (changed.optimizer.lr, changed.evaluation) == (1.0, Evaluation(points=3))
     assert changed.model["blocks"]["main"]["mixer"] == {"name": "attention", "num_heads": 2}
     assert run == small.run(Path("/somewhere/my.text.txt")), "the original is untouched"

@@ -15,13 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..channel import Channel, inner_width
 from ..mixer import Placement
+from ..projection import Projection
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+}
 
 
 class GatedLinearUnit(Channel):
@@ -38,9 +43,9 @@ class GatedLinearUnit(Channel):
         super().__init__(placement, config)
         inner = inner_width(placement.width, config.expansion)
         self.activation = _ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(placement.width, inner, bias=False)
-        self.up = nn.Linear(placement.width, inner, bias=False)
-        self.output = nn.Linear(inner, placement.width, bias=False)
+        self.gate = Projection(placement.width, inner)
+        self.up = Projection(placement.width, inner)
+        self.output = Projection(inner, placement.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

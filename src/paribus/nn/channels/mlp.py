@@ -15,13 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..channel import Channel, inner_width
 from ..mixer import Placement
+from ..projection import Projection
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
 
 
 class MultiLayerPerceptron(Channel):
@@ -38,8 +43,8 @@ class MultiLayerPerceptron(Channel):
         super().__init__(placement, config)
         inner = inner_width(placement.width, config.expansion)
         self.activation = _ACTIVATIONS[config.activation]
-        self.up = nn.Linear(placement.width, inner, bias=False)
-        self.output = nn.Linear(inner, placement.width, bias=False)
+        self.up = Projection(placement.width, inner)
+        self.output = Projection(inner, placement.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
