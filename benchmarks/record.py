@@ -32,13 +32,21 @@ def machine() -> dict[str, Any]:
 
 
 def append_rows(name: str, rows: list[dict[str, Any]]) -> None:
-    """Append `rows`, all with the same keys, to results/NAME.csv."""
+    """Append `rows`, all with the same keys, to results/NAME.csv.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        if fresh:
+    columns = list(rows[0])
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        if header not in (None, columns):
+            raise ValueError(f"{path.name} has the columns {header}; these results have {columns}")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if header is None:
             writer.writeheader()
         writer.writerows(rows)
 

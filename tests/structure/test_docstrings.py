@@ -64,9 +64,7 @@ def test_mixers_fill_in_the_fields(path: Path) -> None:
 
 
 def test_the_checks_can_fail() -> None:
-    bad = ast.parse(
-        "class A(B):\n  def forward(self): ...\n  def other(self): ...\ndef f(): ...\ndef _g(): ..."
-    )
+    bad = ast.parse("class A(B):\n  def forward(self): ...\n  def other(self): ...\ndef f(): ...\ndef _g(): ...")
     assert [name for _, name in undocumented(bad, {"forward"})] == ["the module", "A", "f", "A.other"]
     assert "A.forward" in [name for _, name in undocumented(bad, set())]
     good = ast.parse('"""M."""\nclass A:\n  """A."""\n  def f(self):\n    """F."""')

@@ -108,8 +108,6 @@ def test_the_machine_check_can_fail(text: str) -> None:
     assert private_names(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["https://arxiv.org/abs/1", "path/to/work/x", "/proc/cpuinfo", "docs/home/x"]
-)
+@pytest.mark.parametrize("text", ["https://arxiv.org/abs/1", "path/to/work/x", "/proc/cpuinfo", "docs/home/x"])
 def test_the_machine_check_lets_public_names_pass(text: str) -> None:
     assert not private_names(text)

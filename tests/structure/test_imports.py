@@ -179,9 +179,7 @@ def test_the_shape_check_can_fail(source: str) -> None:
 
 
 def test_the_package_check_can_fail() -> None:
-    source = (
-        "import torch.nn\ndef f():\n  import einops\ntry:\n  import fla\nexcept ImportError:\n  fla = None"
-    )
+    source = "import torch.nn\ndef f():\n  import einops\ntry:\n  import fla\nexcept ImportError:\n  fla = None"
     tree = ast.parse(source + "\nfrom . import x\nfrom .y import z")
     assert foreign(tree, NN_PACKAGES) == [(3, "einops"), (5, "fla")]
     assert lines_inside(tree, ast.Try) == {5}
@@ -189,6 +187,4 @@ def test_the_package_check_can_fail() -> None:
 
 
 def test_the_shape_check_lets_good_forms_pass() -> None:
-    assert not shape_faults(
-        ast.parse('"""From .x, import y."""\nfrom .x import y\nfrom ..kernels.delta import z')
-    )
+    assert not shape_faults(ast.parse('"""From .x, import y."""\nfrom .x import y\nfrom ..kernels.delta import z'))

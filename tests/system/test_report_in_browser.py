@@ -68,12 +68,7 @@ def picture(page: Page, chart: str) -> str:
 def test_tables_and_charts_are_there(page: Page) -> None:
     assert page.locator("table").count() == 6
     assert page.locator("#verdict table >> nth=0").locator("tbody tr").count() == 8
-    assert (
-        page.locator("#verdict table >> nth=0")
-        .locator("tbody tr >> nth=0")
-        .inner_text()
-        .startswith("attention")
-    )
+    assert page.locator("#verdict table >> nth=0").locator("tbody tr >> nth=0").inner_text().startswith("attention")
     assert page.locator("#verdict .arm", has_text=HOSTILE).first.is_visible()
     for chart in ("curves-chart", "tuning-chart-0"):
         assert page.eval_on_selector(f"#{chart} canvas", INK) > 20
@@ -119,9 +114,7 @@ def test_dark_scheme(page: Page) -> None:
 
 def test_a_phone_scrolls_tables_and_not_the_page(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function(
-        "document.querySelector('#curves-chart canvas').getBoundingClientRect().width < 390"
-    )
+    page.wait_for_function("document.querySelector('#curves-chart canvas').getBoundingClientRect().width < 390")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.eval_on_selector(".scroll", "box => box.scrollWidth > box.clientWidth")
 

@@ -37,7 +37,7 @@ class ParibusModel(ParibusPreTrainedModel):
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
         get_initialization(config.initialization)
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
         self.norm = make_norm("rms_norm", config.hidden_size)
         self.gradient_checkpointing = False
@@ -47,7 +47,7 @@ class ParibusModel(ParibusPreTrainedModel):
         """The token embedding."""
         return self.embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
         self.embedding = value
 

@@ -52,9 +52,7 @@ def load_any(folder: Path) -> tuple[Any, Any]:
     return load_published(folder)
 
 
-def evaluate_folder(
-    folder: Path, corpora: Sequence[str] | None, split: str, max_documents: int
-) -> dict[str, float]:
+def evaluate_folder(folder: Path, corpora: Sequence[str] | None, split: str, max_documents: int) -> dict[str, float]:
     """Bits per byte of a run or published model on held-out documents, by corpus, and on all together.
 
     Args:

@@ -35,9 +35,7 @@ def random_cuts(length: int, seed: int = 0) -> list[int]:
     return [*sorted(inner), length]
 
 
-def in_pieces(
-    run: Run, inputs: Sequence[Tensor], segments: Tensor | None, cuts: list[int]
-) -> tuple[Tensor, State]:
+def in_pieces(run: Run, inputs: Sequence[Tensor], segments: Tensor | None, cuts: list[int]) -> tuple[Tensor, State]:
     """The kernel on one piece after another, its state handed on."""
     past: Past | None = None
     state, outputs, start = None, [], 0

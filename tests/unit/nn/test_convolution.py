@@ -47,10 +47,7 @@ def short_by_definition(
 
     y, history = each_segment(x, rows, state, compute)
     after = rows.after().position
-    kept = [
-        torch.cat([x.new_zeros(width - 1, 4), row[:n]])[n:]
-        for row, n in zip(history, after.tolist(), strict=True)
-    ]
+    kept = [torch.cat([x.new_zeros(width - 1, 4), row[:n]])[n:] for row, n in zip(history, after.tolist(), strict=True)]
     return y, torch.stack(kept) if causal else None
 
 
@@ -87,9 +84,7 @@ def test_long_equals_the_reference(length: int, causal: bool, kind: str) -> None
     x, segments = tokens(length), segments_of(kind, length)
     leaf, taps = table(length, causal)
     fast, exact = (
-        with_gradients(
-            partial(convolution, taps=taps, causal=causal, algorithm=algorithm), [x], [leaf], segments
-        )
+        with_gradients(partial(convolution, taps=taps, causal=causal, algorithm=algorithm), [x], [leaf], segments)
         for algorithm in ("fft", "reference")
     )
     close(fast, exact, 1e-12)
@@ -105,9 +100,7 @@ def test_long_in_pieces(length: int, kind: str) -> None:
     for cuts in (random_cuts(length), [*range(max(1, length - 5), length), length]):
         pieces = in_pieces(run, [x], segments, cuts)
         close(pieces, whole, 1e-12)
-        gradients = [
-            torch.autograd.grad(y.square().sum(), x, retain_graph=True) for y in (pieces[0], whole[0])
-        ]
+        gradients = [torch.autograd.grad(y.square().sum(), x, retain_graph=True) for y in (pieces[0], whole[0])]
         close(gradients[0], gradients[1], 1e-12)
 
 

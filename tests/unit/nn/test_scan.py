@@ -126,9 +126,7 @@ def test_bfloat16_accumulates_in_float32() -> None:
     rows = resolve(x, None, None)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = scan(x, log_decay, rows=rows, state=None, causal=True)
-    exact, last = scan(
-        x.double(), log_decay.double(), rows=rows, state=None, causal=True, algorithm="reference"
-    )
+    exact, last = scan(x.double(), log_decay.double(), rows=rows, state=None, causal=True, algorithm="reference")
     assert y.dtype is torch.bfloat16
     assert state is not None
     assert state.dtype is torch.float32

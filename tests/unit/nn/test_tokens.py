@@ -33,9 +33,7 @@ def segments_of(kind: str, length: int) -> Tensor | None:
 def test_equals_the_reference(length: int, causal: bool, kind: str) -> None:
     x, matrix, segments = tokens(length), matrix_of(65), segments_of(kind, length)
     fast, exact = (
-        with_gradients(
-            partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments
-        )
+        with_gradients(partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments)
         for algorithm in ("matrix", "reference")
     )
     close(fast, exact, 1e-12)
@@ -48,9 +46,7 @@ def test_long_rows_of_short_segments(length: int, causal: bool) -> None:
     segments = segments.masked_fill(torch.rand(3, length) < 0.2, 0)
     matrix = matrix_of(19)
     fast, exact = (
-        with_gradients(
-            partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments
-        )
+        with_gradients(partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments)
         for algorithm in ("matrix", "reference")
     )
     close(fast, exact, 1e-12)
@@ -66,8 +62,7 @@ def test_any_cut_gives_the_same(length: int, kind: str) -> None:
         pieces = in_pieces(run, [x], segments, cuts)
         close(pieces, whole, 1e-12)
         gradients = [
-            torch.autograd.grad(y.square().sum(), (x, matrix), retain_graph=True)
-            for y in (pieces[0], whole[0])
+            torch.autograd.grad(y.square().sum(), (x, matrix), retain_graph=True) for y in (pieces[0], whole[0])
         ]
         close(gradients[0], gradients[1], 1e-12)
 

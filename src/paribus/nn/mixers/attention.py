@@ -2,10 +2,10 @@
 
     o[t] = Σ_{s ≤ t} softmax_s(R_t q[t] · R_s k[s] / √K) v[s]          y = W_o o
 
-Paper:    Vaswani et al. 2017, arXiv:1706.03762; rotary: Su et al. 2021, arXiv:2104.09864; grouped queries: Ainslie et al.
-          2023, arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150
+Paper:    Vaswani et al. 2017, arXiv:1706.03762; rotary: Su et al. 2021, arXiv:2104.09864; grouped queries: Ainslie
+          et al. 2023, arXiv:2305.13245; window: Beltagy et al. 2020, arXiv:2004.05150
 Differs:  no biases (as Llama); causal=False drops the condition s ≤ t
-Shapes:   q [B, T, H, K]; k, v [B, T, H / queries_per_key, K] with K = D / H; state: all keys and values, or the window's
+Shapes:   q [B, T, H, K]; k, v [B, T, H / queries_per_key, K] with K = D / H; state: all keys, values, or the window's
 Cost:     8 D² + 4 T D FLOPs a token (without grouping); state 2 D numbers for each past token
 Raises:   ValueError if num_heads does not divide the width, queries_per_key not num_heads, or K is odd with rotary
 """

@@ -48,9 +48,7 @@ class HGRN1(Mixer):
         self.norm = RMSNorm(width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def mix(
-        self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """The recurrence runs in float32 or wider."""
         logits = self.forget(x)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

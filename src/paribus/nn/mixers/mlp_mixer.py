@@ -57,19 +57,19 @@ class MLPMixer(Mixer):
     ) -> tuple[Tensor, MLPMixerState]:
         """Both maps refuse what is longer than they are."""
         inputs, hidden = state or (None, None)
-        causal = self.placement.causal
-        first, second = self._scaled(self.first), self._scaled(self.second)
+        causal, scale = self.placement.causal, self._scale(rows, x.dtype)
         y, inputs = mix_tokens(
-            split_heads(x, self.config.num_heads), first, rows=rows, state=inputs, causal=causal
+            split_heads(x, self.config.num_heads), self.first, rows=rows, state=inputs, causal=causal
         )
-        y, hidden = mix_tokens(functional.gelu(y), second, rows=rows, state=hidden, causal=causal)
-        return y.flatten(2), MLPMixerState(inputs, hidden)
+        y, hidden = mix_tokens(functional.gelu(scale * y), self.second, rows=rows, state=hidden, causal=causal)
+        return (scale * y).flatten(2), MLPMixerState(inputs, hidden)
 
-    def _scaled(self, matrix: Tensor) -> Tensor:
+    def _scale(self, rows: Rows, dtype: torch.dtype) -> Tensor | float:
+        """Of the maps' rows, as [B, T, 1, 1] at their outputs, which are fewer numbers."""
         if not self.placement.causal:
-            return matrix
-        read = torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=matrix.dtype)
-        return matrix * (matrix.shape[1] / read).sqrt()[:, None]
+            return 1.0
+        read = rows.positions.clamp(min=0) + 1
+        return (self.placement.max_length / read).sqrt().to(dtype)[..., None, None]
 
     def reset_parameters(self) -> None:
         """Normal with variance 1 / M, so that unit inputs give unit outputs."""

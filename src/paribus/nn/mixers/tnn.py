@@ -61,9 +61,7 @@ class TNN(Mixer):
         self.norm = RMSNorm(expanded)
         self.output = nn.Linear(expanded, width, bias=False)
 
-    def mix(
-        self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """Gate the normalised convolution."""
         v = functional.silu(self.value(x))
         mixed, state = convolution(v, self.taps, rows=rows, state=state, causal=self.placement.causal)
