@@ -1,4 +1,4 @@
-"""Which token mixer models text best at 0.3 million parameters and six hundred thousand bytes? See README.md."""
+"""Which token mixer models text best at 0.3 million parameters and half a million bytes? See README.md."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ base = Run(
         "layout": ["main"],
     },
     data=Data(corpora={"api_docs": 1.0, "wiki": 1.0, "scripture": 1.0}, sequence_length=128, batch_size=4),
-    budget=Budget(tokens=600_000),
+    budget=Budget(tokens=500_000),
     optimizer=Optimizer(lr=3e-3),
     evaluation=Evaluation(points=5, validation_documents=32, test_documents=96),
 )

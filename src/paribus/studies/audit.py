@@ -72,7 +72,7 @@ def _differences(study: Study, equalized: Equalized, chosen: Mapping[str, Run]) 
     declared = (*study.vary, *study.tune, *solved)
     found = []
     for path in sorted({path for values in leaves.values() for path in values}):
-        values = {name: leaves[name].get(path) for name in leaves}
+        values = {name: leaves[name].get(path, "default") for name in leaves}
         if path != "name" and len({repr(value) for value in values.values()}) > 1:
             known = any(path == prefix or path.startswith(f"{prefix}.") for prefix in declared)
             found.append(Difference(path, values, known or _replaces_budget(path, solved)))
