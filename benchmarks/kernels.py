@@ -57,6 +57,11 @@ def _case(kernel: Callable[..., tuple[Tensor, Any]], inputs: list[Any]) -> Case:
     return forward, [x for x in inputs if isinstance(x, Tensor)]
 
 
+def attention(B: int, T: int) -> Case:
+    """Softmax attention as the mixers call it."""
+    return _case(partial(_kernel("attention"), scale=WIDTH**-0.5), _heads(B, T, 3))
+
+
 def recurrence(kind: str, B: int, T: int) -> Case:
     """Gated linear recurrence with one kind of decay."""
     return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay(kind, B, T)])
@@ -97,6 +102,7 @@ def tokens(B: int, T: int) -> Case:
 
 
 CASES: dict[str, Callable[[int, int], Case]] = {
+    "attention": attention,
     **{f"recurrence {kind}": partial(recurrence, kind) for kind in ("none", "constant", "scalar", "channel")},
     **{f"delta {kind}": partial(delta, kind) for kind in ("none", "scalar", "channel")},
     "scan": scan,

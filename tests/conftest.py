@@ -34,3 +34,17 @@ def uninitialized_memory_is_nan(request: pytest.FixtureRequest) -> Iterator[None
     torch.use_deterministic_algorithms(before or wanted)  # fills new memory with NaN as well
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small text for all tests that train."""
+    from tests import small  # which imports the whole library, and most tests do not
+
+    return small.write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of prepared corpora for all tests that train."""
+    return tmp_path_factory.mktemp("cache")
