@@ -11,7 +11,7 @@ from paribus.data.cache import cache_folder
 from paribus.data.corpus import prepare
 from paribus.publish import publish_run
 
-from .conduct import Conduct, conduct
+from .conduct import Workbench, conduct
 from .executor import LocalExecutor
 from .progress import StudyProgress
 from .report import verdict_table, write_report
@@ -43,7 +43,7 @@ def study_command(
     with StudyProgress(console) as progress:
         executor = LocalExecutor(workers, cache, progress.watch, accept_stale=accept_stale)
         with executor:
-            result = conduct(Conduct(name, study, root, cache, executor, progress))
+            result = conduct(Workbench(name, study, root, cache, executor, progress))
     folder = root / name
     console.print(verdict_table(result))
     for verdict in result.verdicts:

@@ -36,7 +36,7 @@ _EXTENSIONS = 3
 
 
 @dataclass
-class Conduct:
+class Workbench:
     """A study in progress below `root`: runs lie beside the study's own folder and are shared between studies."""
 
     name: str
@@ -71,27 +71,27 @@ def _summary(result: Mapping[str, Any]) -> str:
     return f"{result['bits_per_byte']['validation']:.4f} bits per byte (validation), {result['seconds']:.0f} s"
 
 
-def conduct(conduct: Conduct) -> StudyResult:
-    """Do everything that `conduct.study` asks; interrupted at any moment, the next call continues.
+def conduct(bench: Workbench) -> StudyResult:
+    """Do everything that `bench.study` asks; interrupted at any moment, the next call continues.
 
     Raises:
         ValueError: settings that do not fit; see `Study`, `equalize`, `train`.
         OSError: the disk or a process failed; what is finished stays.
     """
-    study = conduct.study
+    study = bench.study
     equalized = equalize(study)
-    tuned = _tune_arms(conduct, equalized)
+    tuned = _tune_arms(bench, equalized)
     chosen = {name: with_values(equalized.runs[name], tuned[name].values) for name in equalized.runs}
     tasks = {
-        (name, seed): conduct.task(seeded(run, seed, f"{conduct.name}-{name}-s{seed}"))
+        (name, seed): bench.task(seeded(run, seed, f"{bench.name}-{name}-s{seed}"))
         for seed in study.seeds
         for name, run in chosen.items()
     }
-    conduct.train(list(tasks.values()))
-    arms = [_arm_result(conduct, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen]
-    bits, sizes = _document_bits(conduct, tasks)
+    bench.train(list(tasks.values()))
+    arms = [_arm_result(bench, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen]
+    bits, sizes = _document_bits(bench, tasks)
     result = StudyResult(
-        name=conduct.name,
+        name=bench.name,
         question=study.question,
         metric="bits per byte on held-out test documents",
         reference_arm=study.reference,
@@ -107,14 +107,14 @@ def conduct(conduct: Conduct) -> StudyResult:
             smallest_effect_of_interest=study.smallest_effect_of_interest,
             confidence=study.confidence,
         ),
-        baselines=tuple(_baselines(conduct, seeded(chosen[study.reference], study.seeds[0], "baseline"))),
+        baselines=tuple(_baselines(bench, seeded(chosen[study.reference], study.seeds[0], "baseline"))),
         audit=audit(study, equalized, arms, {n: seeded(r, study.seeds[0], "audit") for n, r in chosen.items()}),
         environment=read_record(next(iter(tasks.values())).folder)["environment"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    conduct.folder.mkdir(parents=True, exist_ok=True)
-    write_text(conduct.folder / "result.json", to_json(result))
-    write_report(result, conduct.folder / "report.html")
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    write_text(bench.folder / "result.json", to_json(result))
+    write_report(result, bench.folder / "report.html")
     return result
 
 
@@ -126,23 +126,23 @@ class Tuned:
     points: tuple[TuningPoint, ...]
 
 
-def _tune_arms(conduct: Conduct, equalized: Equalized) -> dict[str, Tuned]:
+def _tune_arms(bench: Workbench, equalized: Equalized) -> dict[str, Tuned]:
     """Try the same grid in every arm, on the tuning seed and the validation split; extend it at its edges."""
-    study = conduct.study
+    study = bench.study
     grids = {name: {path: list(values) for path, values in study.tune.items()} for name in equalized.runs}
     if not study.tune:
         return {name: Tuned({}, ()) for name in grids}
     tried: dict[str, list[TuningPoint]] = {}
     for _ in range(1 + _EXTENSIONS):
         tasks = {
-            (name, index): (values, conduct.task(_tuning_run(conduct, equalized.runs[name], name, values)))
+            (name, index): (values, bench.task(_tuning_run(bench, equalized.runs[name], name, values)))
             for name, grid in grids.items()
             for index, values in enumerate(_combinations(grid))
         }
-        conduct.train([task for _, task in tasks.values()])
+        bench.train([task for _, task in tasks.values()])
         tried = {name: [] for name in grids}
         for (name, _), (values, task) in tasks.items():
-            tried[name].append(_tuning_point(conduct.results[task.folder], values, study.tuning_seed))
+            tried[name].append(_tuning_point(bench.results[task.folder], values, study.tuning_seed))
         wider = {name: extended(grids[name], best_values(tried[name])) for name in grids}
         if wider == grids:
             break
@@ -163,9 +163,9 @@ def _combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def _tuning_run(conduct: Conduct, run: Run, arm: str, values: Mapping[str, Any]) -> Run:
+def _tuning_run(bench: Workbench, run: Run, arm: str, values: Mapping[str, Any]) -> Run:
     words = "-".join(f"{path.rpartition('.')[2]}={_word(value)}" for path, value in values.items())
-    return seeded(with_values(run, values), conduct.study.tuning_seed, f"{conduct.name}-{arm}-tune-{words}")
+    return seeded(with_values(run, values), bench.study.tuning_seed, f"{bench.name}-{arm}-tune-{words}")
 
 
 def _word(value: Any) -> str:
@@ -178,14 +178,14 @@ def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) 
     return TuningPoint(values, quality and quality["validation"], seed, False, result["status"] == "diverged")
 
 
-def _arm_result(conduct: Conduct, name: str, tuned: Tuned, tasks: Mapping[int, Task]) -> ArmResult:
-    seeds = tuple(_seed_result(seed, task, conduct.results[task.folder]) for seed, task in tasks.items())
+def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task]) -> ArmResult:
+    seeds = tuple(_seed_result(seed, task, bench.results[task.folder]) for seed, task in tasks.items())
     scores = [seed.bits_per_byte for seed in seeds if seed.bits_per_byte is not None]
-    mean, interval = mean_interval(scores, conduct.study.confidence) if scores else (None, None)
-    samples = [conduct.results[task.folder]["sample"] for task in tasks.values()]
+    mean, interval = mean_interval(scores, bench.study.confidence) if scores else (None, None)
+    samples = [bench.results[task.folder]["sample"] for task in tasks.values()]
     return ArmResult(
         name=name,
-        settings=conduct.study.arms()[name],
+        settings=bench.study.arms()[name],
         seeds=seeds,
         tuning=tuned.points,
         sample=next((sample for sample in samples if sample), ""),
@@ -220,13 +220,13 @@ def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult
 
 
 def _document_bits(
-    conduct: Conduct, tasks: Mapping[tuple[str, int], Task]
+    bench: Workbench, tasks: Mapping[tuple[str, int], Task]
 ) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray]:
     """By arm and seed, the bits of each test document; and the bytes of each document."""
     bits: dict[str, dict[int, np.ndarray]] = {}
     sizes = np.zeros(0)
     for (name, seed), task in tasks.items():
-        documents = conduct.results[task.folder]["documents"]
+        documents = bench.results[task.folder]["documents"]
         bits.setdefault(name, {})
         if documents is not None:
             bits[name][seed] = np.array([document[1] for document in documents])
@@ -234,14 +234,14 @@ def _document_bits(
     return bits, sizes
 
 
-def _baselines(conduct: Conduct, run: Run) -> Iterator[Baseline]:
+def _baselines(bench: Workbench, run: Run) -> Iterator[Baseline]:
     """Byte n-grams counted on exactly the bytes that the reference arm read with its first seed."""
-    result = read_result(find_run(conduct.root, run))
+    result = read_result(find_run(bench.root, run))
     assert result is not None, "the reference arm has been trained"
     settings = run.evaluation
-    documents = held_out(run.data, "test", conduct.cache, settings.test_documents, settings.max_bytes_per_document)
-    data = Batches(run.data, conduct.cache).consumed_bytes(result["total_steps"])
-    for order in conduct.study.baseline_orders:
+    documents = held_out(run.data, "test", bench.cache, settings.test_documents, settings.max_bytes_per_document)
+    data = Batches(run.data, bench.cache).consumed_bytes(result["total_steps"])
+    for order in bench.study.baseline_orders:
         quality = bits_per_byte(ngram_document_bits(order, data, documents))
         text = f"Witten-Bell interpolated, counted on the {len(data):,} bytes that an arm reads"
         yield Baseline(f"byte {order}-gram", quality, text)

@@ -17,7 +17,7 @@ from rich.console import Console
 from paribus.data.batches import Batches, held_out
 from paribus.evaluation.ngram import ByteNGram
 from paribus.studies.audit import audit
-from paribus.studies.conduct import Conduct, conduct
+from paribus.studies.conduct import Workbench, conduct
 from paribus.studies.equalizers import Equalized, equalize
 from paribus.studies.executor import LocalExecutor, Task
 from paribus.studies.progress import StudyProgress
@@ -45,7 +45,7 @@ def conducted(study: Study, root: Path, cache: Path) -> tuple[StudyResult, int]:
     """The result, and how many runs were trained for it."""
     executor = Serial(cache)
     console = Console(quiet=True)
-    result = conduct(Conduct("tiny", study, root, cache, executor, StudyProgress(console)))  # type: ignore[arg-type]
+    result = conduct(Workbench("tiny", study, root, cache, executor, StudyProgress(console)))  # type: ignore[arg-type]
     return result, executor.trained
 
 
