@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ class LocalExecutor:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.cache, self.accept_stale), daemon=True)
         # Ctrl-C reaches the whole group; the parent decides for all. A worker inherits the blocked signal at its birth.
+        resource_tracker.ensure_running()  # which unblocks it again, if only the first worker starts it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
