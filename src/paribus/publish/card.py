@@ -30,7 +30,7 @@ def model_card(model: ParibusForCausalLM, facts: Mapping[str, object], *, name: 
     known = {
         "parameters": parameter_count(model),
         "layers": f"{config.num_hidden_layers} of width {config.hidden_size}: {layers}",
-        "trained length, tokens": config.max_position_embeddings,
+        "configured for sequences up to, tokens": config.max_position_embeddings,
         "vocabulary, tokens": config.vocab_size,
         "weights": str(model.dtype).removeprefix("torch."),
     }

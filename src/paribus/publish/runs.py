@@ -29,7 +29,7 @@ def publish_run(folder: Path, out: Path) -> Path:
     corpora = ", ".join(run.data.corpora)
     card = {
         "bits per byte, held-out test documents": result["bits_per_byte"]["test"],
-        "trained on": f"{result['tokens']:,} tokens of {corpora}",
+        "trained on": f"{result['tokens']:,} tokens of {corpora}, in sequences of {run.data.sequence_length:,}",
         "training FLOPs": result["flops"],
         "optimizer": f"{run.optimizer.name}, learning rate {run.optimizer.lr:g}, {run.schedule.name} schedule",
         "seed": run.seed,
