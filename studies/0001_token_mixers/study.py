@@ -38,7 +38,6 @@ study = Study(
     reference="attention",
     equal="parameters",
     tune={"optimizer.lr": [1e-3, 3e-3, 9e-3]},
-    baseline_orders=(1, 2, 3),
     seeds=(1, 2, 3),
 )
 
