@@ -99,7 +99,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def paribus(*arguments: object, **variables: str) -> subprocess.Popen[str]:
-    """The command line in a session of its own, which Ctrl-C reaches even where the tests run in the background."""
+    """The command line in a process group of its own, which heeds Ctrl-C even when the tests run in the background."""
     heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heed}; from paribus.cli import main; sys.exit(main())"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

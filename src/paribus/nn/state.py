@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 State = Any
@@ -44,8 +43,3 @@ def state_bytes(state: State) -> int:
 def select_rows(state: State, rows: Tensor) -> State:
     """The batch rows `rows` [B'] of a state, in that order; beams reorder and prompts repeat with this."""
     return map_state(lambda tensor: tensor.index_select(0, rows.to(tensor.device)), state)
-
-
-def detach_state(state: State) -> State:
-    """The state cut from the graph that made it."""
-    return map_state(torch.Tensor.detach, state)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paribus.data.batches import Data, held_out
 from paribus.data.cache import cache_folder
-from paribus.data.tokenizers import BYTES
 from paribus.evaluation.bits_per_byte import bits_per_byte, document_bits
 from paribus.training.folder import read_record, read_result
 from paribus.training.load import load_run
 
 from .publication import load_published, publish_model
+
+_LONGEST_WINDOW = 1024
+"""Tokens; a published folder does not say in what lengths it was trained."""
+_MAX_DOCUMENT_BYTES = 8192
 
 
 def publish_run(folder: Path, out: Path) -> Path:
@@ -61,24 +65,16 @@ def evaluate_folder(folder: Path, corpora: Sequence[str] | None, split: str, max
     Raises:
         ValueError: neither kind of folder, or a published folder without `corpora`.
     """
-    model, tokenizer = load_any(folder)
-    is_run = (folder / "run.json").is_file()
-    if corpora is None and not is_run:
-        raise ValueError(f"'{folder}' does not say what text it was trained on; name some with --corpus")
-    if is_run:
-        run, _, _ = load_run(folder)
-        length, data = run.data.sequence_length, run.data
+    if (folder / "run.json").is_file():
+        run, model, tokenizer = load_run(folder)
+        data = run.data if corpora is None else replace(run.data, corpora=dict.fromkeys(corpora, 1.0))
     else:
-        length, data = min(model.config.max_position_embeddings, 1024), None
-    weights = dict.fromkeys(corpora, 1.0) if corpora else (data.corpora if data else {})
-    tokenizer_name = data.tokenizer if data else _tokenizer_name(tokenizer, folder)
-    settings = Data(weights, tokenizer=tokenizer_name, sequence_length=length)
-    documents = held_out(settings, split, cache_folder(), max_documents, 8192)
-    bits = document_bits(model, documents, length, tokenizer.eos_token_id)
-    values = {name: bits_per_byte([d for d in bits if d.corpus == name]) for name in sorted(weights)}
+        model, tokenizer = load_any(folder)
+        if corpora is None:
+            raise ValueError(f"'{folder}' does not say what text it was trained on; name some with --corpus")
+        length = min(model.config.max_position_embeddings, _LONGEST_WINDOW)
+        data = Data(dict.fromkeys(corpora, 1.0), tokenizer=str(folder), sequence_length=length)
+    documents = held_out(data, split, cache_folder(), max_documents, _MAX_DOCUMENT_BYTES)
+    bits = document_bits(model, documents, data.sequence_length, tokenizer.eos_token_id)
+    values = {name: bits_per_byte([d for d in bits if d.corpus == name]) for name in sorted(data.corpora)}
     return values if len(values) == 1 else {**values, "all": bits_per_byte(bits)}
-
-
-def _tokenizer_name(tokenizer: Any, folder: Path) -> str:
-    """ "bytes" for the byte tokenizer, whose ids are faster made directly; else the folder itself."""
-    return BYTES if len(tokenizer) == 256 and tokenizer.eos_token_id == 255 else str(folder)

@@ -321,6 +321,7 @@ def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[
         "step": step,
         "total_steps": trainer.total_steps,
         **spent,
+        "epochs": trainer.batches.epochs_at(step),
         "flops_per_token": trainer.flops_per_token,
         "tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
         "peak_memory_bytes": peak_memory_bytes(trainer.run.device),

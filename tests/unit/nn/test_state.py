@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paribus.nn.cache import StateCache
-from paribus.nn.state import detach_state, map_state, select_rows, state_bytes, state_tensors
+from paribus.nn.state import map_state, select_rows, state_bytes, state_tensors
 
 
 class Pair(NamedTuple):
@@ -42,11 +42,6 @@ def test_rows_are_chosen_and_repeated() -> None:
     chosen = select_rows(nest(), torch.tensor([2, 2, 0, 1]))
     assert chosen[0].right[0].flatten().tolist() == [12, 12, 10, 11]
     assert chosen[2]["a"].shape == (4, 1)
-
-
-def test_detaching_cuts_the_graph() -> None:
-    x = torch.ones(2, 1, requires_grad=True)
-    assert not state_tensors(detach_state((x * 2,)))[0].requires_grad
 
 
 def test_the_cache_holds_any_state() -> None:
