@@ -13,7 +13,7 @@ from .block import Block
 from .cache import StateCache
 from .config import ParibusConfig
 from .initialization import get_initialization, initialize_module
-from .mixer import Context
+from .mixer import Context, make_context
 from .norm import make_norm
 from .state import State
 
@@ -80,7 +80,7 @@ class ParibusModel(ParibusPreTrainedModel):
         segments = _segments(attention_mask, x.shape[1])
         states = cache.states() if cache is not None else [None] * len(self.blocks)
         hidden_states = [x]
-        context = Context(tables={})
+        context = make_context(self.blocks)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block), "made in __init__"
             x, states[layer] = self._block(block, x, segments, states[layer], cache is not None, context)

@@ -7,7 +7,7 @@ shape, direction, one function, opaque state, segments, nothing else, initialisa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -35,8 +35,32 @@ class Placement:
 class Context:
     """What crosses layers in one forward of the backbone; made anew by it each time."""
 
-    tables: dict[tuple[float | int | str, ...], tuple[Tensor, ...]]
+    tables: dict[tuple[float | int | str, ...], tuple[Tensor, ...]] = field(default_factory=dict)
     """Tables that several layers share, such as rotary angles, by what determines them."""
+    shared: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """What `SharedPart`s give each other before the first layer runs, by their name and then by layer."""
+    first_value: tuple[int, Tensor] | None = None
+    """The values [B, T, H, V] of the first layer that has such, and that layer's number (RWKV-7)."""
+
+
+class SharedPart(nn.Module):
+    """A part of a mixer that gives a tensor to its namesakes in other layers before the first layer runs."""
+
+    shared_name: str
+    placement: Placement
+
+    def share(self) -> Tensor:
+        """What the others get to see, in `Context.shared`."""
+        raise NotImplementedError
+
+
+def make_context(layers: nn.Module) -> Context:
+    """The context of one forward through `layers`."""
+    context = Context()
+    for part in layers.modules():
+        if isinstance(part, SharedPart):
+            context.shared.setdefault(part.shared_name, {})[part.placement.layer] = part.share()
+    return context
 
 
 class Mixer(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .subjects import MIXER, WIDTH, Kind, agree, build, finite, refusal, tokens
+from .subjects import MIXER, WIDTH, Kind, Pair, agree, build, finite, refusal, tokens
 
 HALF = 0.1
 """Relative error, in the Frobenius norm, that bfloat16 may add."""
@@ -41,10 +41,10 @@ def check_half_precision(kind: Kind, name: str) -> None:
 
 
 def check_gradients(kind: Kind, name: str) -> None:
-    """From its initial values every parameter, and the input, gets a finite gradient that is not zero."""
-    for module in _directions(kind, name, torch.float32):
-        x = tokens(2, 17, dtype=torch.float32).requires_grad_()
-        (kind.output(module, x) * tokens(2, 17, seed=2, dtype=torch.float32)).sum().backward()
+    """From its initial values every parameter of two layers, and the input, gets a finite gradient, not zero."""
+    for pair in zip(*(_directions(kind, name, torch.float32, layer) for layer in (0, 1)), strict=True):
+        x, module = tokens(2, 17, dtype=torch.float32).requires_grad_(), Pair(*pair)
+        (module(x) * tokens(2, 17, seed=2, dtype=torch.float32)).sum().backward()
         for part, tensor in (("x", x), *module.named_parameters()):
             gradient = finite(f"{name}: gradient of {part}", tensor.grad)
             assert gradient.any(), f"{name}: gradient of {part} is zero"
@@ -122,9 +122,9 @@ def _difference(value: Callable[[], Tensor], tensor: Tensor, direction: Tensor, 
     return (values[0] - values[1]) / (2 * step)
 
 
-def _directions(kind: Kind, name: str, dtype: torch.dtype) -> Iterator[torch.nn.Module]:
+def _directions(kind: Kind, name: str, dtype: torch.dtype, layer: int = 0) -> Iterator[torch.nn.Module]:
     for causal in (True, False) if kind is MIXER else (True,):
-        yield build(kind, name, causal=causal, dtype=dtype)
+        yield build(kind, name, causal=causal, dtype=dtype, layer=layer)
 
 
 NUMERICS: dict[str, Callable[[Kind, str], None]] = {

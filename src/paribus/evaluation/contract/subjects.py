@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from paribus.nn.channel import Channel
 from paribus.nn.component import CHANNELS, MIXERS, make_channel, make_mixer
 from paribus.nn.initialization import initialize
-from paribus.nn.mixer import Mixer, Placement
+from paribus.nn.mixer import Mixer, Placement, make_context
 from paribus.nn.registry import Registry
 from paribus.nn.state import State
 
@@ -49,19 +49,36 @@ def build(
     dtype: torch.dtype = torch.float64,
     loud: bool = False,
     settings: Mapping[str, Any] | None = None,
+    layer: int = 0,
 ) -> Any:
     """The component `name`, initialised with seed 0.
 
     Args:
+        layer: where it stands in a model of two layers.
         longest: the `max_length` of its placement.
         loud: add noise to every parameter: a small or zero initial value would hide what it leaks.
     """
-    placement = Placement(width=width, layer=0, num_layers=2, causal=causal, max_length=longest)
+    placement = Placement(width=width, layer=layer, num_layers=2, causal=causal, max_length=longest)
     module = kind.make({"name": name, **(settings or {})}, placement)
     initialize(module, seed=0)
     if loud:
         shake(module)
     return module.to(dtype)
+
+
+class Pair(nn.Module):
+    """The component in both layers of a model of two: some have parameters that act on other layers only."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([first, second])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One after the other, without anything around them."""
+        context = make_context(self.layers)
+        for layer in self.layers:
+            x = layer(x, context=context)[0] if isinstance(layer, Mixer) else layer(x)
+        return x
 
 
 def shake(module: nn.Module) -> None:

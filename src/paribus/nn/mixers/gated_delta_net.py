@@ -30,6 +30,7 @@ from ..kernels.delta import delta
 from ..mixer import Context, Mixer, Placement, check_divisible, split_heads
 from ..norm import RMSNorm
 from ..segments import Rows
+from ..state import State
 
 PRESETS: dict[str, dict[str, Any]] = {
     "delta_net": {"decay": "none"},
@@ -44,6 +45,8 @@ class GatedDeltaState(NamedTuple):
     """[B, taps - 1, 3 D]: the short convolution's."""
     memory: Tensor | None
     """[B, H, K, K]: S."""
+    decay: State
+    """The decay's own, None for most."""
 
 
 class GatedDeltaNet(Mixer):
@@ -79,7 +82,7 @@ class GatedDeltaNet(Mixer):
         self, x: Tensor, rows: Rows, state: GatedDeltaState | None, context: Context | None
     ) -> tuple[Tensor, GatedDeltaState]:
         """The delta rule, normalised in each head and gated."""
-        inputs, memory = state or (None, None)
+        inputs, memory, decay = state or (None, None, None)
         causal, heads = self.placement.causal, self.config.num_heads
         u = torch.cat([self.query(x), self.key(x), self.value(x)], -1)
         u, inputs = short_convolution(u, self.convolution, rows=rows, state=inputs, causal=causal)
@@ -87,8 +90,10 @@ class GatedDeltaNet(Mixer):
         q = functional.normalize(q, dim=-1) * self.head_width**-0.5
         k = functional.normalize(k, dim=-1)
         strength = self.strength(x).sigmoid()
-        o, memory = delta(q, k, v, strength, self.decay(x), rows=rows, state=memory, causal=causal)
-        return self.output(functional.silu(self.gate(x)) * self.norm(o).flatten(2)), GatedDeltaState(inputs, memory)
+        gate = self.decay(x, rows, decay, context)
+        o, memory = delta(q, k, v, strength, gate.log_decay, rows=rows, state=memory, causal=causal)
+        y = self.output(functional.silu(self.gate(x)) * self.norm(o).flatten(2))
+        return y, GatedDeltaState(inputs, memory, gate.state)
 
     def reset_parameters(self) -> None:
         """Taps by their number, so that the convolution keeps the size of its input."""

@@ -2,7 +2,7 @@
 
     S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ        o[t] = S[t]ᵀ q[t] / √K        y = W_o (swish(W_g x) ⊙ norm(o))
 
-Paper:    Yang et al. 2023, arXiv:2312.06635; with decay "constant", retention: Sun et al. 2023, arXiv:2307.08621
+Paper:    Yang et al. 2023, arXiv:2312.06635; with decay "constant_retnet", retention: Sun et al. 2023, arXiv:2307.08621
 Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "sigmoid_temperature" per
           channel; causal=False adds the same recurrence from the end, without counting the token itself twice
 Shapes:   q, k, a [B, T, H, K], K = key_expansion D / H; v [B, T, H, V], V = D / H; state [B, H, K, V] in float32
@@ -15,22 +15,32 @@ Raises:   ValueError if num_heads does not divide the width or the keys' width, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..decay import complement, make_decay
+from ..decay import make_decay
 from ..kernels.recurrence import recurrence
 from ..mixer import Context, Mixer, Placement, check_divisible, split_heads
 from ..norm import RMSNorm
 from ..segments import Rows
+from ..state import State
 
 PRESETS: dict[str, dict[str, Any]] = {
     "simple": {"granularity": "scalar"},
-    "retention": {"decay": "constant", "granularity": "scalar", "key_expansion": 1.0},
+    "retention": {"decay": "constant_retnet", "granularity": "scalar", "key_expansion": 1.0},
     "tied": {"decay": "lower_bounded", "tied": True, "key_expansion": 1.0},
 }
+
+
+class GatedLinearState(NamedTuple):
+    """What the mixer carries from token to token."""
+
+    memory: Tensor | None
+    """[B, H, K, V]: S."""
+    decay: State
+    """The decay's own, None for most."""
 
 
 class GatedLinearAttention(Mixer):
@@ -66,13 +76,17 @@ class GatedLinearAttention(Mixer):
         self.norm = RMSNorm(head_width)
         self.output = nn.Linear(width, width, bias=False)
 
-    def mix(self, x: Tensor, rows: Rows, state: Tensor | None, context: Context | None) -> tuple[Tensor, Tensor | None]:
+    def mix(
+        self, x: Tensor, rows: Rows, state: GatedLinearState | None, context: Context | None
+    ) -> tuple[Tensor, GatedLinearState]:
         """The recurrence, normalised in each head and gated."""
+        memory, decay = state or (None, None)
         projections = (self.query, self.key, self.value)
         q, k, v = (split_heads(project(x), self.config.num_heads) for project in projections)
-        log_decay = self.decay(x)
+        gate = self.decay(x, rows, decay, context)
         if self.config.tied:
-            k = k * complement(log_decay).to(k.dtype)
+            k = k * gate.complement.to(k.dtype)
         q = q * self.key_width**-0.5
-        o, state = recurrence(q, k, v, log_decay, rows=rows, state=state, causal=self.placement.causal)
-        return self.output(functional.silu(self.gate(x)) * self.norm(o).flatten(2)), state
+        o, memory = recurrence(q, k, v, gate.log_decay, rows=rows, state=memory, causal=self.placement.causal)
+        y = self.output(functional.silu(self.gate(x)) * self.norm(o).flatten(2))
+        return y, GatedLinearState(memory, gate.state)
