@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "paribus"
 KINDS = {
     "mixers": (PACKAGE / "nn" / "mixers", "Move information between tokens: `[B, T, D] -> [B, T, D]`."),
     "channels": (PACKAGE / "nn" / "channels", "Move information within a token: the other half of a block."),
+    "hybrids": (PACKAGE / "nn" / "hybrids.py", "Which mixer stands in which layer; the name is a model's `layout`."),
     "corpora": (PACKAGE / "data" / "corpora", "Embedded text; a path of yours is a corpus too."),
     "decays": (PACKAGE / "nn" / "decay.py", "How fast a recurrent state forgets; mixers share them."),
     "norms": (PACKAGE / "nn" / "norm.py", "What stands before each mixer."),

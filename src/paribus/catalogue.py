@@ -85,6 +85,10 @@ def _registered(kind: str) -> dict[str, Any]:
         from paribus.nn.norm import NORMS
 
         return dict(NORMS)
+    if kind == "hybrids":
+        from paribus.nn.hybrids import HYBRIDS
+
+        return dict(HYBRIDS)
     from paribus.nn.initialization import INITIALIZATIONS
 
     return dict(INITIALIZATIONS)

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import paribus.publish
-from paribus.nn.config import read_model_config
 from paribus.nn.initialization import initialize
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.publish import ProofFailed, load_published, publish_model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,17 +88,3 @@ class ParibusConfig(PretrainedConfig):
     def layer_blocks(self) -> list[str]:
         """The block name of every layer: the layout repeated until `num_hidden_layers` are named."""
         return [self.layout[layer % len(self.layout)] for layer in range(self.num_hidden_layers)]
-
-
-def read_model_config(settings: Mapping[str, Any]) -> ParibusConfig:
-    """A config from the ``model`` part of a run.
-
-    Raises:
-        ValueError: a key that this library does not define (transformers' own keys are for its files, not for runs).
-    """
-    parameters = inspect.signature(ParibusConfig.__init__).parameters
-    known = [name for name in parameters if name not in ("self", "transformers_keys")]
-    for key in settings:
-        if key not in known:
-            raise ValueError(f"model: unknown key '{key}'; {nearest(key, known)}")
-    return ParibusConfig(**settings)

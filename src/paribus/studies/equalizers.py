@@ -11,7 +11,7 @@ from paribus.evaluation.cost import training_flops_per_token
 from paribus.nn.backbone import on_meta, parameter_count
 from paribus.nn.channel import Channel
 from paribus.nn.component import CHANNELS
-from paribus.nn.config import read_model_config
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.training.loop import build_model, check_model
 from paribus.training.run import Run, with_values

@@ -28,8 +28,8 @@ from paribus.evaluation.cost import (
     training_flops_per_token,
 )
 from paribus.nn.backbone import on_meta, parameter_count
-from paribus.nn.config import read_model_config
 from paribus.nn.initialization import initialize
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.optim.optimizer import make_optimizer
 

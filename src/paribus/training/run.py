@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paribus.data.batches import Data
-from paribus.nn.config import DEFAULT_BLOCKS, read_model_config
+from paribus.nn.config import DEFAULT_BLOCKS
+from paribus.nn.hybrids import spell_out
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.settings import nearest, read_settings
 from paribus.optim.optimizer import Optimizer
 from paribus.optim.schedule import Schedule
@@ -162,6 +164,7 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> No
     if keys[0] == "budget" and len(keys) == 2:
         settings["budget"] = dict.fromkeys(settings["budget"])  # a budget is one number; a new one replaces it
     if keys[:2] == ["model", "blocks"] and len(keys) > 2:
+        settings["model"] = spell_out(settings["model"])
         settings["model"].setdefault("blocks", copy.deepcopy(DEFAULT_BLOCKS))
     here = settings
     free = keys[0] == "model" or keys[:2] == ["data", "corpora"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from paribus.nn.config import read_model_config
+from paribus.nn.model_settings import read_model_config
 
 from .run import Run
 

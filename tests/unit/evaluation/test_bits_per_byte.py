@@ -15,8 +15,8 @@ from paribus.evaluation.bits_per_byte import DocumentBits, bits_per_byte, docume
 from paribus.evaluation.cost import decoding_state_bytes, peak_memory_bytes, training_flops_per_token
 from paribus.evaluation.ngram import ByteNGram, ngram_document_bits
 from paribus.nn.backbone import parameter_count
-from paribus.nn.config import read_model_config
 from paribus.nn.initialization import initialize
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 START = 255

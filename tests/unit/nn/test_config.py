@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from paribus.nn.backbone import on_meta, parameter_count
-from paribus.nn.config import ParibusConfig, read_model_config
+from paribus.nn.config import ParibusConfig
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 SMALL: dict[str, Any] = {

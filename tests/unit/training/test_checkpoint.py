@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from paribus.nn.config import read_model_config
+from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.training import checkpoint
 from paribus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
