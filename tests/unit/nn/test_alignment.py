@@ -44,6 +44,21 @@ def test_without_padding_nothing_moves() -> None:
     assert aligned.pack(x) is x
 
 
+def test_what_else_belongs_to_the_tokens() -> None:
+    x = numbers(3, 5)
+    aligned = align(x, resolve(x, SEGMENTS, None), None)
+    assert aligned.place(-x)[..., 0].tolist() == [[-2, -3, 0, 0, 0], [-5, 0, 0, 0, 0], [-6, -7, -8, -9, -10]]
+    lengths = aligned.lengths()
+    assert lengths is not None
+    assert lengths.tolist() == [2, 1, 5]
+    history, past = -numbers(3, 2), Past(torch.tensor([1, 1, 1]), torch.tensor([1, 2, 0]))
+    aligned = align(x[:, :1], resolve(x[:, :1], None, past), history)
+    assert aligned.place(x[:, :1])[..., 0].tolist() == [[0, 1, 0], [0, 0, 6], [11, 0, 0]]
+    plain = align(x, resolve(x, None, None), None)
+    assert plain.lengths() is None
+    assert plain.place(x) is x
+
+
 def test_only_padding() -> None:
     x = numbers(2, 4)
     aligned = align(x, resolve(x, torch.zeros(2, 4), None), None)

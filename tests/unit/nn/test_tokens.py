@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from paribus.nn.kernels.tokens import mix_tokens
+from paribus.nn.kernels.cost import FlopCounter
+from paribus.nn.kernels.tokens import BLOCK, mix_tokens
 from paribus.nn.segments import Past, resolve
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments, with_gradients
 
@@ -27,44 +29,120 @@ def segments_of(kind: str, length: int) -> Tensor | None:
     return random_segments(3, length) if kind == "segments" else None
 
 
+def own_rows(length: int, bound: int) -> Tensor:
+    """A row of the matrix for each token, with twice as many matrices as x has heads."""
+    draw = torch.Generator().manual_seed(bound)
+    return torch.randn(3, length, 4, bound, generator=draw, dtype=torch.float64).requires_grad_()
+
+
+Case = tuple[list[Tensor], list[Tensor], dict[str, Any]]
+"""Tensors with tokens on dimension 1, other ones, and settings of `mix_tokens`."""
+
+
+def case(entries: str, length: int, bound: int) -> Case:
+    """Inputs for one way to give the entries: for all or by each token, as weights or as logits."""
+    softmax = entries.endswith("logits")
+    if entries.startswith("own"):
+        return [tokens(length), own_rows(length, bound)], [], {"softmax": softmax}
+    matrix = matrix_of(bound)
+    return [tokens(length)], [matrix], {"matrix": matrix, "softmax": softmax}
+
+
+ENTRIES = ["weights", "logits", "own weights", "own logits"]
+
+
 @pytest.mark.parametrize("kind", ["plain", "segments"])
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("entries", ENTRIES)
 @pytest.mark.parametrize("length", [1, 7, 63, 65])
-def test_equals_the_reference(length: int, causal: bool, kind: str) -> None:
-    x, matrix, segments = tokens(length), matrix_of(65), segments_of(kind, length)
+def test_equals_the_reference(length: int, entries: str, causal: bool, kind: str) -> None:
+    inputs, others, settings = case(entries, length, 65)
     fast, exact = (
-        with_gradients(partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments)
-        for algorithm in ("matrix", "reference")
+        with_gradients(
+            partial(mix_tokens, causal=causal, algorithm=algorithm, **settings),
+            inputs,
+            others,
+            segments_of(kind, length),
+        )
+        for algorithm in ("blocks", "reference")
     )
     close(fast, exact, 1e-12)
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("entries", ENTRIES)
+def test_several_blocks_equal_the_reference(entries: str, causal: bool) -> None:
+    inputs, others, settings = case(entries, 2 * BLOCK + 45, 2 * BLOCK + 50)
+    fast, exact = (
+        with_gradients(partial(mix_tokens, causal=causal, algorithm=algorithm, **settings), inputs, others, None)
+        for algorithm in ("blocks", "reference")
+    )
+    close(fast, exact, 1e-12)
+
+
+def test_a_thousand_tokens() -> None:
+    x, matrix = tokens(1000), matrix_of(1003)
+    fast, exact = (
+        with_gradients(partial(mix_tokens, matrix=matrix, causal=True, algorithm=algorithm), [x], [matrix], None)
+        for algorithm in ("blocks", "reference")
+    )
+    close(fast, exact, 1e-12)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [200, 1000])
-def test_long_rows_of_short_segments(length: int, causal: bool) -> None:
+def test_long_rows_of_short_segments(length: int, causal: bool, softmax: bool) -> None:
     x, segments = tokens(length), torch.arange(length).expand(3, length) // 19 + 1
     segments = segments.masked_fill(torch.rand(3, length) < 0.2, 0)
     matrix = matrix_of(19)
+    run = partial(mix_tokens, matrix=matrix, causal=causal, softmax=softmax)
     fast, exact = (
-        with_gradients(partial(mix_tokens, matrix=matrix, causal=causal, algorithm=algorithm), [x], [matrix], segments)
-        for algorithm in ("matrix", "reference")
+        with_gradients(partial(run, algorithm=algorithm), [x], [matrix], segments)
+        for algorithm in ("blocks", "reference")
     )
     close(fast, exact, 1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "segments"])
+@pytest.mark.parametrize("entries", ENTRIES)
 @pytest.mark.parametrize("length", [1, 7, 63, 200])
-def test_any_cut_gives_the_same(length: int, kind: str) -> None:
-    x, matrix, segments = tokens(length), matrix_of(200), segments_of(kind, length)
-    run = partial(mix_tokens, matrix=matrix, causal=True)
-    whole = run(x, rows=resolve(x, segments, None), state=None)
+def test_any_cut_gives_the_same(length: int, entries: str, kind: str) -> None:
+    inputs, others, settings = case(entries, length, 200)
+    segments, run = segments_of(kind, length), partial(mix_tokens, causal=True, **settings)
+    whole = run(*inputs, rows=resolve(inputs[0], segments, None), state=None)
     for cuts in (random_cuts(length), [*range(max(1, length - 5), length), length]):
-        pieces = in_pieces(run, [x], segments, cuts)
+        pieces = in_pieces(run, inputs, segments, cuts)
         close(pieces, whole, 1e-12)
         gradients = [
-            torch.autograd.grad(y.square().sum(), (x, matrix), retain_graph=True) for y in (pieces[0], whole[0])
+            torch.autograd.grad(y.square().sum(), [*inputs, *others], retain_graph=True) for y in (pieces[0], whole[0])
         ]
         close(gradients[0], gradients[1], 1e-12)
+
+
+@pytest.mark.parametrize("entries", ["weights", "logits"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_head_may_go_through_several_matrices(causal: bool, entries: str) -> None:
+    x, matrix, segments = tokens(65), torch.randn(6, 65, 65, dtype=torch.float64), random_segments(3, 65)
+    run = partial(mix_tokens, causal=causal, softmax=entries == "logits")
+    for ids in (None, segments):
+        rows = resolve(x, ids, None)
+        y, _ = run(x, matrix, rows=rows, state=None)
+        assert y.shape == (3, 65, 6, 3)
+        for g in range(6):
+            alone, _ = run(x[:, :, g // 3][:, :, None], matrix[g : g + 1], rows=rows, state=None)
+            close(y[:, :, g], alone[:, :, 0], 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_logits_of_any_size(causal: bool) -> None:
+    x, segments = tokens(65), random_segments(3, 65)
+    for entries in (1e4 * matrix_of(65), 1e4 * own_rows(65, 65)):
+        for ids in (None, segments):
+            y, _ = mix_tokens(x, entries, rows=resolve(x, ids, None), state=None, causal=causal, softmax=True)
+            assert torch.isfinite(y).all()
+            assert y.abs().max() <= x.abs().max()
+            assert torch.isfinite(torch.autograd.grad(y.sum(), x)[0]).all()
 
 
 def test_left_padded_rows_decode_without_segments() -> None:
@@ -156,3 +234,27 @@ def test_works_without_data() -> None:
     y, state = mix_tokens(x, matrix, rows=resolve(x, None, None), state=None, causal=True)
     assert y.shape == x.shape
     assert state is x
+
+
+def test_the_upper_triangle_is_neither_read_nor_multiplied() -> None:
+    n, blocks = 4 * BLOCK, 4
+    x, matrix = tokens(n).detach().requires_grad_(), matrix_of(n)
+    upper = torch.ones(n, n).triu(1).bool()
+    broken = matrix.detach().masked_fill(upper, float("nan")).requires_grad_()
+    rows = resolve(x, None, None)
+    with FlopCounter() as counter:
+        y, _ = mix_tokens(x, broken, rows=rows, state=None, causal=True)
+        forward = counter.total
+        y.sum().backward()
+    assert forward == 3 * x[0].numel() * 2 * n * (blocks + 1) // (2 * blocks)
+    assert counter.total == 3 * forward
+    assert broken.grad is not None
+    assert torch.isfinite(broken.grad).all()
+    assert not broken.grad[:, upper].any()
+    close(y, mix_tokens(x, matrix, rows=rows, state=None, causal=True)[0], 1e-12)
+
+
+def test_unknown_algorithm_is_refused() -> None:
+    x = tokens(4)
+    with pytest.raises(ValueError, match="unknown algorithm 'block'; did you mean 'blocks'"):
+        mix_tokens(x, matrix_of(4), rows=resolve(x, None, None), state=None, causal=True, algorithm="block")

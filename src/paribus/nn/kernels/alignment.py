@@ -29,12 +29,27 @@ class Aligned:
     valid: Tensor | None
     """[B, T] bool; None: no padding."""
 
+    def place(self, x: Tensor) -> Tensor:
+        """Align what else belongs to the [B, T, ...] tokens of this call, zero elsewhere."""
+        if self.places is None:
+            return x
+        room = x.new_zeros(*self.tokens.shape[:2], *x.shape[2:])
+        if self.valid is None:
+            return room.index_put(self.places, x)
+        return room.index_put((self.places[0][self.valid], self.places[1][self.valid]), x[self.valid])
+
     def pack(self, y: Tensor) -> Tensor:
         """[R, L, ...] back to [B, T, ...], zero at padding."""
         if self.places is None:
             return y
         y = y[self.places]
         return y if self.valid is None else _mask(y, self.valid)
+
+    def lengths(self) -> Tensor | None:
+        """[R]: how many tokens each row holds, at least 1; None: all rows are full. For rows without history."""
+        if self.places is None or self.valid is None:
+            return None
+        return self.places[0][self.valid].bincount(minlength=self.tokens.shape[0]).clamp(min=1)
 
 
 def align(x: Tensor, rows: Rows, history: Tensor | None) -> Aligned:
