@@ -10,16 +10,17 @@ from paribus.nn.kernels.cost import FlopCounter
 from paribus.nn.kernels.delta import delta
 from paribus.nn.kernels.recurrence import recurrence
 from paribus.nn.segments import resolve
-from tests.unit.nn.gated_cases import KINDS, LENGTHS, make_case, rows_of, segments_of
+from tests.unit.nn.gated_cases import DELTAS, KINDS, LENGTHS, make_case, rows_of, segments_of
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, real, with_gradients
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_the_reference(length: int, kind: str, causal: bool, layout: str) -> None:
-    case, segments = make_case("delta", kind, length), segments_of(layout, length)
+def test_equals_the_reference(kernel: str, length: int, kind: str, causal: bool, layout: str) -> None:
+    case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     fast, exact = (
         with_gradients(case.run_from_state(causal=causal, algorithm=algorithm), case.tokens, case.others, segments)
         for algorithm in ("chunked", "reference")
@@ -27,21 +28,23 @@ def test_equals_the_reference(length: int, kind: str, causal: bool, layout: str)
     close(fast, exact, 1e-12)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.1, 50.0])
-def test_float32_is_near_the_reference_at_any_strength(kind: str, strength: float) -> None:
-    case = make_case("delta", kind, 1000, strength)
+def test_float32_is_near_the_reference_at_any_strength(kernel: str, kind: str, strength: float) -> None:
+    case = make_case(kernel, kind, 1000, strength)
     case32 = case.cast(torch.float32)
     fast = with_gradients(case32.run_from_state(causal=True), case32.tokens, case32.others, None)
     exact = with_gradients(case.run_from_state(causal=True, algorithm="reference"), case.tokens, case.others, None)
     close(fast, exact, 3e-5)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_any_cut_gives_the_same(length: int, kind: str, layout: str) -> None:
-    case, segments = make_case("delta", kind, length), segments_of(layout, length)
+def test_any_cut_gives_the_same(kernel: str, length: int, kind: str, layout: str) -> None:
+    case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     run = case.run(causal=True)
     whole, state = run(*case.tokens, rows=resolve(case.tokens[0], segments, None), state=None)
     pieces, last = in_pieces(run, case.tokens, segments, random_cuts(length))
@@ -50,10 +53,11 @@ def test_any_cut_gives_the_same(length: int, kind: str, layout: str) -> None:
     close(gradients[0], gradients[1], 1e-11)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_is_invisible(kind: str, causal: bool) -> None:
-    case = make_case("delta", kind, 100)
+def test_padding_is_invisible(kernel: str, kind: str, causal: bool) -> None:
+    case = make_case(kernel, kind, 100)
     keep = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:70].sort().values
     segments = torch.zeros(3, 100, dtype=torch.long)
     segments[:, keep] = 1
@@ -134,10 +138,11 @@ def test_equal_channels_are_a_scalar(causal: bool) -> None:
     close(answers[0], answers[1], 1e-12)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_against_finite_differences(kind: str, causal: bool) -> None:
-    case = make_case("delta", kind, 5)
+def test_gradients_against_finite_differences(kernel: str, kind: str, causal: bool) -> None:
+    case = make_case(kernel, kind, 5)
     rows = rows_of(case.tokens[0])
     run = case.run_from_state(causal=causal)
     others = [x for x in case.others if causal or x is not case.state]
@@ -149,9 +154,10 @@ def test_gradients_against_finite_differences(kind: str, causal: bool) -> None:
     assert torch.autograd.gradcheck(function, [*case.tokens, *others], fast_mode=True)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_and_bfloat16_accumulate_in_float32(kind: str) -> None:
-    case = make_case("delta", kind, 70).cast(torch.bfloat16)
+def test_autocast_and_bfloat16_accumulate_in_float32(kernel: str, kind: str) -> None:
+    case = make_case(kernel, kind, 70).cast(torch.bfloat16)
     exact = case.cast(torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         o, state = case.run(causal=True)(*case.tokens, rows=rows_of(case.tokens[0]), state=None)
@@ -163,9 +169,10 @@ def test_autocast_and_bfloat16_accumulate_in_float32(kind: str) -> None:
     assert all(x.grad is not None and x.grad.dtype == x.dtype for x in case.tokens)
 
 
+@pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_runs_on_the_meta_device(kind: str) -> None:
-    case = make_case("delta", kind, 70)
+def test_runs_on_the_meta_device(kernel: str, kind: str) -> None:
+    case = make_case(kernel, kind, 70)
     tokens = [x.to("meta") for x in case.tokens]
     case.constant = None if case.constant is None else case.constant.to("meta")
     o, state = case.run(causal=True)(*tokens, rows=rows_of(tokens[0]), state=None)

@@ -9,16 +9,17 @@ from torch import Tensor
 from paribus.nn.kernels.cost import FlopCounter
 from paribus.nn.kernels.recurrence import recurrence
 from paribus.nn.segments import resolve
-from tests.unit.nn.gated_cases import KINDS, LENGTHS, make_case, rows_of, segments_of
+from tests.unit.nn.gated_cases import KINDS, LENGTHS, RECURRENCES, make_case, rows_of, segments_of
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, real, with_gradients
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_the_reference(length: int, kind: str, causal: bool, layout: str) -> None:
-    case, segments = make_case("recurrence", kind, length), segments_of(layout, length)
+def test_equals_the_reference(kernel: str, length: int, kind: str, causal: bool, layout: str) -> None:
+    case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     fast, exact = (
         with_gradients(case.run_from_state(causal=causal, algorithm=algorithm), case.tokens, case.others, segments)
         for algorithm in ("chunked", "reference")
@@ -26,19 +27,21 @@ def test_equals_the_reference(length: int, kind: str, causal: bool, layout: str)
     close(fast, exact, 1e-12)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [0.1, 50.0])
-def test_float32_is_near_the_reference_at_any_strength(kind: str, strength: float) -> None:
-    case = make_case("recurrence", kind, 1000, strength)
+def test_float32_is_near_the_reference_at_any_strength(kernel: str, kind: str, strength: float) -> None:
+    case = make_case(kernel, kind, 1000, strength)
     case32 = case.cast(torch.float32)
     fast = with_gradients(case32.run_from_state(causal=True), case32.tokens, case32.others, None)
     exact = with_gradients(case.run_from_state(causal=True, algorithm="reference"), case.tokens, case.others, None)
     close(fast, exact, 5e-6)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("kind", ["scalar", "channel"])
-def test_decays_so_strong_that_they_underflow(kind: str) -> None:
-    case = make_case("recurrence", kind, 130, 50).cast(torch.float32)
+def test_decays_so_strong_that_they_underflow(kernel: str, kind: str) -> None:
+    case = make_case(kernel, kind, 130, 50).cast(torch.float32)
     with torch.no_grad():
         case.tokens[3][:, 5:9] = -50.0
         case.tokens[3][:, 70] = -1000.0
@@ -50,23 +53,28 @@ def test_decays_so_strong_that_they_underflow(kind: str) -> None:
     close(fast, exact, 2e-6)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_any_cut_gives_the_same(length: int, kind: str, layout: str) -> None:
-    case, segments = make_case("recurrence", kind, length), segments_of(layout, length)
+def test_any_cut_gives_the_same(kernel: str, length: int, kind: str, layout: str) -> None:
+    case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     run = case.run(causal=True)
     whole, state = run(*case.tokens, rows=resolve(case.tokens[0], segments, None), state=None)
     pieces, last = in_pieces(run, case.tokens, segments, random_cuts(length))
     close([real(pieces, segments), last], [real(whole, segments), state], 1e-12)
-    gradients = [torch.autograd.grad(real(o, segments).square().sum(), case.tokens) for o in (pieces, whole)]
+    gradients = [
+        torch.autograd.grad(real(o, segments).square().sum(), case.tokens, allow_unused=True, materialize_grads=True)
+        for o in (pieces, whole)
+    ]
     close(gradients[0], gradients[1], 1e-11)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_is_invisible(kind: str, causal: bool) -> None:
-    case = make_case("recurrence", kind, 100)
+def test_padding_is_invisible(kernel: str, kind: str, causal: bool) -> None:
+    case = make_case(kernel, kind, 100)
     keep = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:70].sort().values
     segments = torch.zeros(3, 100, dtype=torch.long)
     segments[:, keep] = 1
@@ -121,10 +129,11 @@ def test_equal_channels_are_a_scalar_and_equal_steps_a_constant(causal: bool) ->
         close(answers[0], answers[1], 1e-12)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_against_finite_differences(kind: str, causal: bool) -> None:
-    case = make_case("recurrence", kind, 5)
+def test_gradients_against_finite_differences(kernel: str, kind: str, causal: bool) -> None:
+    case = make_case(kernel, kind, 5)
     rows = rows_of(case.tokens[0])
     run = case.run_from_state(causal=causal)
     others = [x for x in case.others if causal or x is not case.state]
@@ -136,9 +145,10 @@ def test_gradients_against_finite_differences(kind: str, causal: bool) -> None:
     assert torch.autograd.gradcheck(function, [*case.tokens, *others], fast_mode=True)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_and_bfloat16_accumulate_in_float32(kind: str) -> None:
-    case = make_case("recurrence", kind, 70).cast(torch.bfloat16)
+def test_autocast_and_bfloat16_accumulate_in_float32(kernel: str, kind: str) -> None:
+    case = make_case(kernel, kind, 70).cast(torch.bfloat16)
     exact = case.cast(torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         o, state = case.run(causal=True)(*case.tokens, rows=rows_of(case.tokens[0]), state=None)
@@ -168,13 +178,14 @@ def test_rows_are_independent() -> None:
     close(permuted, o[order], 1e-14)
 
 
+@pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_runs_on_the_meta_device(kind: str) -> None:
-    case = make_case("recurrence", kind, 70)
+def test_runs_on_the_meta_device(kernel: str, kind: str) -> None:
+    case = make_case(kernel, kind, 70)
     tokens = [x.to("meta") for x in case.tokens]
-    case.constant = None if case.constant is None else case.constant.to("meta")
+    case.constant, case.bonus = (None if x is None else x.to("meta") for x in (case.constant, case.bonus))
     o, state = case.run(causal=True)(*tokens, rows=rows_of(tokens[0]), state=None)
-    assert o.shape == (3, 70, 2, 5) and state.shape == (3, 2, 4, 5)
+    assert o.shape == (3, 70, 2, 4 if kernel == "value" else 5) and state.shape == (3, 2, 4, 5)
 
 
 def test_cost_is_what_chunks_need() -> None:

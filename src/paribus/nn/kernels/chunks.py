@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,43 +41,55 @@ class Gates:
     starts: Tensor | None
     """[B, T] bool: the state is forgotten."""
 
-    def steps(self, T: int) -> Iterator[Callable[[Tensor], Tensor]]:
-        """For each token, what happens to the state [B, H, K, V] just before it is written."""
+    def steps(self, T: int) -> Iterator[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
+        """For each token, what happens to the state [B, H, K, V] before it is written: it is forgotten, it decays."""
         # unbind, since the gradient of an index is as large as what it is taken from
         log_decays = (None,) * T if self.log_decay is None else self.log_decay.unbind(1)
         starts = (None,) * T if self.starts is None else self.starts.unbind(1)
         for log_decay, start in zip(log_decays, starts, strict=True):
-            yield partial(_pass, log_decay, start)
+            yield partial(_forget, start), partial(_decay, log_decay)
 
-    def reversed(self) -> Gates:
-        """The gates of the same tokens read from the end: before t is written there, the gate of t + 1 acts.
+    def reversed(self, own: bool) -> Gates:
+        """The gates of the same tokens read from the end, where a segment starts with its last token.
 
-        What rolls round acts on the empty state only.
+        When t reads a later s, the decays of t + 1 to s lie between them, as they do when s reads t: that of t + 1
+        acts before t is written. What rolls round acts on the empty state only. With `own` each token keeps its own
+        decay: read before it acts, those of t + 1 to s - 1 lie between t and s.
         """
-        log_decay, starts = (None if x is None else x.roll(-1, 1).flip(1) for x in (self.log_decay, self.starts))
-        return Gates(log_decay, starts)
+        starts = None if self.starts is None else self.starts.roll(-1, 1).flip(1)
+        if self.log_decay is None:
+            return Gates(None, starts)
+        return Gates((self.log_decay if own else self.log_decay.roll(-1, 1)).flip(1), starts)
 
 
-Form = Callable[[Tensor, list[Tensor], Gates, Tensor, bool], tuple[Tensor, Tensor]]
-"""(q, writes, gates, state, strict) -> (o, state); `strict` reads before the token's own write."""
+Moment = Literal["written", "decayed", "undecayed"]
+"""When a token reads the state: after its own write, before that, or even before the decay into it."""
+Form = Callable[[Tensor, dict[str, Tensor], Gates, Tensor, Moment], tuple[Tensor, Tensor]]
+"""(q, writes, gates, state, moment of reading) -> (o, state)."""
 
 
 def run_form(
     forms: Mapping[str, Form],
     algorithm: str,
     q: Tensor,
-    writes: list[Tensor],
+    writes: dict[str, Tensor],
     log_decay: Tensor | None,
     *,
+    widths: tuple[int, int],
     rows: Rows,
     state: Tensor | None,
     causal: bool,
+    forward: Moment = "written",
+    backward: Moment = "decayed",
 ) -> tuple[Tensor, Tensor | None]:
     """What the gated kernels share around their forms: precision, padding and the two directions.
 
     Args:
         forms: "chunked", and "reference": one token after the other.
         writes: [B, T, H, X] each: keys, values and whatever else a form needs; zeros write nothing.
+        widths: K and V of the state.
+        forward: when a token reads what lies before it.
+        backward: when it reads what lies after it; "undecayed" leaves each token its own decay in this direction too.
 
     Raises:
         ValueError: unknown algorithm.
@@ -89,23 +101,26 @@ def run_form(
     wide = torch.float64 if reference else accumulator
     run = forms["reference"] if causal and q.shape[1] == 1 else forms[algorithm]
     with full_precision(q):
-        read, writes = q.to(wide), [x.to(wide) for x in writes]
+        read, writes = q.to(wide), {name: x.to(wide) for name, x in writes.items()}
         if rows.valid is not None:
             valid = rows.valid[..., None, None]
-            read, *writes = (torch.where(valid, x, 0) for x in (read, *writes))
+            read, writes = torch.where(valid, read, 0), {name: torch.where(valid, x, 0) for name, x in writes.items()}
         gates = make_gates(log_decay, rows, wide)
-        shape = (q.shape[0], *q.shape[2:], writes[1].shape[-1])
-        o, after = run(read, writes, gates, read.new_zeros(shape) if state is None else state.to(wide), False)
+        empty = read.new_zeros(q.shape[0], q.shape[2], *widths)
+        before = empty if state is None else state.to(wide)
+        o, after = run(read, writes, gates, before, forward)
         if causal:
             return o.to(q.dtype), after.to(accumulator)
-        read, *writes = (x.flip(1) for x in (read, *writes))
-        o = o + run(read, writes, gates.reversed(), read.new_zeros(shape), True)[0].flip(1)
+        read, writes = read.flip(1), {name: x.flip(1) for name, x in writes.items()}
+        o = o + run(read, writes, gates.reversed(backward == "undecayed"), empty, backward)[0].flip(1)
     return o.to(q.dtype), None
 
 
-def _pass(log_decay: Tensor | None, start: Tensor | None, state: Tensor) -> Tensor:
-    if start is not None:
-        state = torch.where(start[:, None, None, None], 0, state)
+def _forget(start: Tensor | None, state: Tensor) -> Tensor:
+    return state if start is None else torch.where(start[:, None, None, None], 0, state)
+
+
+def _decay(log_decay: Tensor | None, state: Tensor) -> Tensor:
     return state if log_decay is None else log_decay[..., None].exp() * state
 
 
@@ -168,22 +183,38 @@ def weigh(q: Tensor, k: Tensor, gates: Gates) -> Weights:
     else:
         decayed = _ScalarDecay if gates.log_decay.shape[-1] == 1 else _ChannelDecay
         weights = Weights(*decayed.apply(q, k, split(gates.log_decay, C)))
-    return weights if gates.starts is None else _forget(weights, gates.starts, C)
-
-
-def _forget(weights: Weights, starts: Tensor, C: int) -> Weights:
-    """Without what a start lies between."""
-    count = split(starts.to(weights.read.dtype)[..., None, None], C).cumsum(-2)  # B 1 N C 1, starts in the chunk so far
-    first, last = count == 0, count == count[..., -1:, :]
+    if gates.starts is None:
+        return weights
+    together = find_together(gates.starts, C)
     return Weights(
-        torch.where(count == count.mT, weights.pairs, 0),
-        torch.where(first, weights.read, 0),
-        torch.where(last, weights.write, 0),
-        torch.where(first[..., -1:, :], weights.keep, 0),
+        torch.where(together.pairs, weights.pairs, 0),
+        torch.where(together.first, weights.read, 0),
+        torch.where(together.last, weights.write, 0),
+        torch.where(together.whole, weights.keep, 0),
     )
 
 
-def _levels(prefix: Tensor, suffix: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+class Together(NamedTuple):
+    """Between what no start lies, for each chunk."""
+
+    pairs: Tensor
+    """[B, 1, N, C, C]: two tokens."""
+    first: Tensor
+    """[B, 1, N, C, 1]: the chunk's beginning and a token."""
+    last: Tensor
+    """[B, 1, N, C, 1]: a token and the chunk's end."""
+    whole: Tensor
+    """[B, 1, N, 1, 1]: the chunk's beginning and its end."""
+
+
+def find_together(starts: Tensor, C: int) -> Together:
+    """The masks of `starts` [B, T] in chunks of C tokens."""
+    count = split(starts.float()[..., None, None], C).cumsum(-2)  # B 1 N C 1, starts in the chunk so far
+    first = count == 0
+    return Together(count == count.mT, first, count == count[..., -1:, :], first[..., -1:, :])
+
+
+def levels(prefix: Tensor, suffix: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Double blocks from single tokens to the whole chunk; before each doubling, yield what joins two halves.
 
     Args:
@@ -195,27 +226,27 @@ def _levels(prefix: Tensor, suffix: Tensor) -> Iterator[tuple[int, Tensor, Tenso
     """
     c = 1
     while c < prefix.shape[-2]:
-        (first, second), first_suffix = _halves(prefix, c), _halves(suffix, c)[0]
+        (first, second), first_suffix = halves(prefix, c), halves(suffix, c)[0]
         yield c, second, first_suffix
         first_suffix *= second[..., -1:, :]
         second *= first[..., -1:, :]
         c *= 2
 
 
-def _halves(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
+def halves(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
     """The first and second halves [..., C / 2c, c, K] of the blocks of 2c tokens in x [..., C, K]."""
     first, second = x.unflatten(-2, (-1, 2, c)).unbind(-3)
     return first, second
 
 
-def _joints(pairs: Tensor, c: int) -> Tensor:
+def joints(pairs: Tensor, c: int) -> Tensor:
     """The view [..., C / 2c, c, c] of [..., C, C] where second halves of 2c tokens meet their first halves."""
     m = pairs.shape[-1] // (2 * c)
     blocks = pairs.unflatten(-1, (m, 2, c)).unflatten(-4, (m, 2, c))  # ... m 2 c m 2 c
     return blocks[..., :, 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
-def _d_log_decay(d_prefix: Tensor, d_suffix: Tensor, d_whole: Tensor) -> Tensor:
+def gradient_of_log_decay(d_prefix: Tensor, d_suffix: Tensor, d_whole: Tensor) -> Tensor:
     """The gradient of log-decays [..., C, K] from those of their running sums.
 
     Args:
@@ -224,12 +255,13 @@ def _d_log_decay(d_prefix: Tensor, d_suffix: Tensor, d_whole: Tensor) -> Tensor:
         d_whole: [..., 1, K], of the sum over the chunk.
     """
     C = d_prefix.shape[-2]
-    later = torch.ones(C, C, dtype=d_prefix.dtype, device=d_prefix.device).tril(-1).expand(*d_prefix.shape[:-2], C, C)
+    ones = torch.ones(C, C, dtype=d_prefix.dtype, device=d_prefix.device)
     with full_precision(d_prefix):
-        return (later @ (d_suffix - d_prefix)).add_(d_whole + d_prefix.sum(-2, keepdim=True))
+        # two sums of their own: from the difference of one and its total, small gradients do not come back
+        return (ones.tril(-1) @ d_suffix).add_(ones.triu() @ d_prefix).add_(d_whole)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b for [..., c, c] and [..., c, K]; for the smallest c by columns, as so many tiny products are slow."""
     c = a.shape[-1]
     if c > 2:
@@ -245,8 +277,8 @@ class _ScalarDecay(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
         decay = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).repeat(*k.shape[:-2], 1, 1)
-        for c, later, earlier in _levels(prefix, suffix):
-            torch.mul(later, earlier.mT, out=_joints(decay, c))
+        for c, later, earlier in levels(prefix, suffix):
+            torch.mul(later, earlier.mT, out=joints(decay, c))
         pairs = (q @ k.mT).mul_(decay)
         keep = prefix[..., -1:, :]
         ctx.save_for_backward(q, k, decay, prefix, suffix, pairs)
@@ -264,7 +296,7 @@ class _ScalarDecay(torch.autograd.Function):
         d_prefix = d_logs.sum(-1, keepdim=True) - d_logs.sum(-2)[..., None] + (d_read * q).sum(-1, keepdim=True)
         d_prefix = d_prefix.sum_to_size(prefix.shape)
         d_suffix = (d_write * k).sum(-1, keepdim=True)
-        d_log_decay = _d_log_decay(d_prefix, d_suffix, d_keep * prefix[..., -1:, :])
+        d_log_decay = gradient_of_log_decay(d_prefix, d_suffix, d_keep * prefix[..., -1:, :])
         return d_q.add_(d_read), d_k.add_(d_write), d_log_decay
 
 
@@ -279,9 +311,9 @@ class _ChannelDecay(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
         pairs = (q * k).sum(-1).diag_embed()
-        for c, later, earlier in _levels(prefix, suffix):
-            reads, writes = _halves(q, c)[1] * later, _halves(k, c)[0] * earlier
-            _joints(pairs, c).copy_(reads @ writes.mT)
+        for c, later, earlier in levels(prefix, suffix):
+            reads, writes = halves(q, c)[1] * later, halves(k, c)[0] * earlier
+            joints(pairs, c).copy_(reads @ writes.mT)
         keep = prefix[..., -1, :, None].clone()
         ctx.save_for_backward(q, k, log_decay)
         return pairs, q * prefix, suffix.mul_(k), keep
@@ -293,15 +325,15 @@ class _ChannelDecay(torch.autograd.Function):
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
         d_q, d_k = torch.zeros_like(q), torch.zeros_like(k)
         with full_precision(q):
-            for c, later, earlier in _levels(prefix, suffix):
-                reads, writes = _halves(q, c)[1] * later, _halves(k, c)[0] * earlier
-                d_joints = _joints(d_pairs, c)
-                _halves(d_q, c)[1].addcmul_(_product(d_joints, writes), later)
-                _halves(d_k, c)[0].addcmul_(_product(d_joints.mT, reads).sum_to_size(writes.shape), earlier)
+            for c, later, earlier in levels(prefix, suffix):
+                reads, writes = halves(q, c)[1] * later, halves(k, c)[0] * earlier
+                d_joints = joints(d_pairs, c)
+                halves(d_q, c)[1].addcmul_(product(d_joints, writes), later)
+                halves(d_k, c)[0].addcmul_(product(d_joints.mT, reads).sum_to_size(writes.shape), earlier)
         d_whole = d_keep.mT * prefix[..., -1:, :]
         d_q.addcmul_(d_read, prefix)
         d_write = suffix.mul_(d_write)
-        d_log_decay = _d_log_decay((d_q * q).sum_to_size(k.shape) - d_k * k, d_write * k, d_whole)
+        d_log_decay = gradient_of_log_decay((d_q * q).sum_to_size(k.shape) - d_k * k, d_write * k, d_whole)
         d_diagonal = d_pairs.diagonal(dim1=-2, dim2=-1)[..., None]
         d_k.add_(d_write).add_((d_diagonal * q).sum_to_size(k.shape))
         return d_q.addcmul_(d_diagonal, k), d_k, d_log_decay

@@ -1,34 +1,40 @@
 """Gated delta rule, the kernel of DeltaNet and its gated kin: decay, erase what the key holds, write the value.
 
-    S[t] = (I - β[t] k[t] k[t]ᵀ) Diag(a[t]) S[t-1] + β[t] k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t]
+    u[t] = β[t] (v[t] - (Diag(a[t]) S[t-1])ᵀ r[t])          S[t] = Diag(a[t]) S[t-1] + k[t] u[t]ᵀ + k₂[t] v₂[t]ᵀ
 
-That is S[t] = Diag(a[t]) S[t-1] + k[t] u[t]ᵀ for pseudo-values u[t] = β[t] (v[t] - (Diag(a[t]) S[t-1])ᵀ k[t]), which
-inside a chunk solve one unit lower triangular system (Yang et al. 2024, arXiv:2406.06484 and arXiv:2412.06464).
-Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once.
+and o[t] = S[t]ᵀ q[t]. With r = k and no second write that is S[t] = (I - β k kᵀ) Diag(a) S[t-1] + β k vᵀ. With v = 0
+and r that reads before the decay it is diagonal plus low rank, S[t] = (Diag(a) - β k rᵀ) S[t-1] + k₂ v₂ᵀ.
+Inside a chunk the pseudo-values u solve one unit lower triangular system (Yang et al. 2024, arXiv:2406.06484 and
+arXiv:2412.06464). Two-directional: that, plus the same from the end read before its own writes, so that the diagonal
+counts once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..segments import Rows
-from .chunks import Form, Gates, chunk_length, full_precision, merge, run_form, split, weigh
+from .chunks import Gates, Moment, chunk_length, full_precision, merge, run_form, split, weigh
 
 
 def delta(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     write_strength: Tensor,
     log_decay: Tensor | None,
     *,
     rows: Rows,
     state: Tensor | None,
     causal: bool,
+    erase: Tensor | None = None,
+    erase_undecayed: bool = False,
+    write: tuple[Tensor, Tensor] | None = None,
     algorithm: str = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """Correct a decaying state so that the key k holds the value v, token by token, and read it with q.
@@ -36,56 +42,128 @@ def delta(
     Args:
         q: [B, T, H, K].
         k: [B, T, H, K], of length at most 1 if the state is to stay bounded.
-        v: [B, T, H, V].
+        v: [B, T, H, V]; None is zero, which only erases.
         write_strength: [B, T, H] β; in (0, 1) an interpolation of old and new value, up to 2 a reflection.
         log_decay: log a ≤ 0: None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel.
         state: [B, H, K, V] before the first token; None is zero.
+        erase: [B, T, H, K] r, which reads what is corrected; None is k.
+        erase_undecayed: r reads the state before the decay into its token instead of after it.
+        write: k₂ [B, T, H, K] and v₂ [B, T, H, V], written as they are beside the correction.
         algorithm: "chunked", or "reference": one token after the other in float64.
 
     Returns:
         o [B, T, H, V], and the state after the last token in float32 or wider (None when two-directional).
 
     Raises:
-        ValueError: unknown algorithm.
+        ValueError: unknown algorithm, or neither v nor a second write.
     """
+    writes = {"k": k, "strength": write_strength[..., None]}
+    if v is not None:
+        writes["v"] = v
+    if erase is not None:
+        writes["erase"] = erase
+    if write is not None:
+        writes["second_k"], writes["second_v"] = write
+    elif v is None:
+        raise ValueError("delta: nothing to write: v and write are both None")
     return run_form(
-        _FORMS,
+        {"chunked": partial(_chunked, erase_undecayed), "reference": partial(_steps, erase_undecayed)},
         algorithm,
         q,
-        [k, v, write_strength[..., None]],
+        writes,
         log_decay,
+        widths=(k.shape[-1], (write[1] if v is None and write is not None else writes["v"]).shape[-1]),
         rows=rows,
         state=state,
         causal=causal,
+        backward="undecayed" if erase_undecayed else "decayed",
     )
 
 
-def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
-    """One token after the other; `strict` reads before the token's own write."""
+def _steps(
+    erase_undecayed: bool, q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor]:
+    """One token after the other."""
     outputs = []
-    tokens = (x.unbind(1) for x in (q, *writes))
-    for q_t, k_t, v_t, strength, gate in zip(*tokens, gates.steps(q.shape[1]), strict=True):
-        state = gate(state)
-        held = (k_t[..., None, :] @ state)[..., 0, :]  # B H V
-        written = state + k_t[..., None] * (strength * (v_t - held))[..., None, :]
-        outputs.append((q_t[..., None, :] @ (state if strict else written))[..., 0, :])
-        state = written
+    tokens = [{"q": q_t} for q_t in q.unbind(1)]
+    for name, x in writes.items():
+        for token, x_t in zip(tokens, x.unbind(1), strict=True):
+            token[name] = x_t
+    for token, (forget, decay) in zip(tokens, gates.steps(q.shape[1]), strict=True):
+        undecayed = forget(state)
+        decayed = decay(undecayed)
+        held = _read(undecayed if erase_undecayed else decayed, token.get("erase", token["k"]))
+        correction = token["strength"] * (token["v"] - held if "v" in token else -held)
+        state = decayed + token["k"][..., None] * correction[..., None, :]
+        if "second_k" in token:
+            state = state + token["second_k"][..., None] * token["second_v"][..., None, :]
+        memory = {"undecayed": undecayed, "decayed": decayed, "written": state}[moment]
+        outputs.append(_read(memory, token["q"]))
     return torch.stack(outputs, 1), state
 
 
-def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
-    """A triangular system inside chunks; between them S[n+1] = keep ⊙ S[n] + writeᵀ (target - held S[n])."""
+def _read(state: Tensor, q: Tensor) -> Tensor:
+    """S [B, H, K, V] and q [B, H, K] -> Sᵀ q [B, H, V]."""
+    return (q[..., None, :] @ state)[..., 0, :]
+
+
+def _chunked(
+    erase_undecayed: bool, q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor]:
+    """A triangular system inside chunks; between them S[n+1] = keep ⊙ S[n] + writeᵀ (target - held S[n]) + added."""
     T, C = q.shape[1], chunk_length(q.shape[1])
-    q, k, v, strength = (split(x, C) for x in (q, *writes))
-    weights = weigh(torch.stack([q, k]), k, gates)
-    (pairs, overlaps), (read, hold) = weights.pairs, weights.read
+    q = split(q, C)
+    chunks = {name: split(x, C) for name, x in writes.items()}
+    k, strength, target, added = chunks["k"], chunks["strength"], chunks.get("v"), None
+    starts = None if gates.starts is None else split(gates.starts[..., None, None], C)
+    erase = _Read(chunks.get("erase", k), "undecayed" if erase_undecayed else "decayed", starts)
+    reads = (_Read(q, moment, starts), erase)
+    queries = torch.stack([read.query for read in reads])
+    weights = weigh(queries, k, gates)
+    (pairs, overlaps), (read, hold) = (
+        [one.inside(x) for one, x in zip(reads, weights.pairs, strict=True)],
+        [one.before(x) for one, x in zip(reads, weights.read, strict=True)],
+    )
+    if "second_k" in chunks:
+        second, values = weigh(queries, chunks["second_k"], gates), chunks["second_v"]
+        beside, met = (one.inside(x) @ values for one, x in zip(reads, second.pairs, strict=True))
+        target = -met if target is None else target - met
+        added = second.write.mT @ values
     solve = _UnitInverse.apply(strength * overlaps) * strength.mT
-    target, held = solve @ v, solve @ hold
-    flat = (x.flatten(0, 1) for x in (target, held, weights.write, weights.keep, state))
-    before, values, after = _ChunkStates.apply(*flat)
-    pairs = (pairs.tril(-1) if strict else pairs).flatten(0, 1)
-    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs @ values, read, before)))
-    return merge(o.unflatten(0, q.shape[:3]), T), after.unflatten(0, q.shape[:2])
+    flat = (solve @ target, solve @ hold, weights.write, weights.keep, added, state)
+    before, values, after = _ChunkStates.apply(*(None if x is None else x.flatten(0, 1) for x in flat))
+    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs.flatten(0, 1) @ values, read, before)))
+    o = o.unflatten(0, q.shape[:3])
+    return merge(o if added is None else o + beside, T), after.unflatten(0, q.shape[:2])
+
+
+class _Read(NamedTuple):
+    """One read of each token at its moment; undecayed is what the token before could read once it had written."""
+
+    q: Tensor
+    """[B, H, N, C, K]."""
+    moment: Moment
+    starts: Tensor | None
+    """[B, H, N, C, 1] bool or None."""
+
+    @property
+    def query(self) -> Tensor:
+        """What to weigh: q at the token whose moment it shares."""
+        return self.q.roll(-1, -2) if self.moment == "undecayed" else self.q
+
+    def inside(self, pairs: Tensor) -> Tensor:
+        """The weights [B, H, N, C, C] of what is read inside the chunk, from those of `query`."""
+        if self.moment == "undecayed":
+            return self._later(pairs, torch.zeros_like(pairs[..., :1, :]))
+        return pairs.tril(-1) if self.moment == "decayed" else pairs
+
+    def before(self, read: Tensor) -> Tensor:
+        """The weights [B, H, N, C, K] of what is read of the state before the chunk."""
+        return self._later(read, self.q[..., :1, :]) if self.moment == "undecayed" else read
+
+    def _later(self, x: Tensor, first: Tensor) -> Tensor:
+        x = torch.cat([first, x[..., :-1, :]], -2)
+        return x if self.starts is None else torch.where(self.starts, 0, x)
 
 
 class _UnitInverse(torch.autograd.Function):
@@ -109,20 +187,22 @@ class _UnitInverse(torch.autograd.Function):
 class _ChunkStates(torch.autograd.Function):
     """The states before each of N chunks, the pseudo-values and the last state; G = B H.
 
-    values[n] = target[n] - held[n] S[n]          S[n+1] = keep[n] ⊙ S[n] + write[n]ᵀ values[n]
+    values[n] = target[n] - held[n] S[n]          S[n+1] = keep[n] ⊙ S[n] + write[n]ᵀ values[n] + added[n]
 
-    target, values [G, N, C, V]; held, write [G, N, C, K]; keep [G, N, 1 or K, 1]; states [G, (N,) K, V].
+    target, values [G, N, C, V]; held, write [G, N, C, K]; keep [G, N, 1 or K, 1]; states [G, (N,) K, V]; added
+    [G, N, K, V] or None for nothing.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor, state: Tensor
+        ctx: Any, target: Tensor, held: Tensor, write: Tensor, keep: Tensor, added: Tensor | None, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         before, values = [], []
         for n in range(target.shape[1]):
             before.append(state)
             values.append(torch.baddbmm(target[:, n], held[:, n], state, alpha=-1))
-            state = torch.baddbmm(keep[:, n] * state, write[:, n].mT, values[-1])
+            kept = keep[:, n] * state if added is None else torch.addcmul(added[:, n], keep[:, n], state)
+            state = torch.baddbmm(kept, write[:, n].mT, values[-1])
         ctx.save_for_backward(held, write, keep, *(stacked := (torch.stack(before, 1), torch.stack(values, 1))))
         return *stacked, state
 
@@ -140,7 +220,4 @@ class _ChunkStates(torch.autograd.Function):
             d_after, d_target = torch.stack(afters[::-1], 1), torch.stack(targets[::-1], 1)
             d_held, d_write = (d_target @ before.mT).neg_(), values @ d_after.mT
         d_keep = (d_after * before).sum_to_size(keep.shape) if ctx.needs_input_grad[3] else None
-        return d_target, d_held, d_write, d_keep, d_state
-
-
-_FORMS: dict[str, Form] = {"chunked": _chunked, "reference": _steps}
+        return d_target, d_held, d_write, d_keep, d_after if ctx.needs_input_grad[4] else None, d_state

@@ -1,21 +1,30 @@
 """Gated linear recurrence, the kernel of linear attention and its gated kin.
 
-    S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t]
+    S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ          o[t] = S[t]ᵀ q[t], or S[t] q[t] on the value side
+
+With a bonus u for the token itself, everything else is read before the decay into the token (RWKV6):
+
+    o[t] = (S[t-1] + Diag(u) k[t] v[t]ᵀ)ᵀ q[t]
 
 Two-directional: that, plus the same from the end read before its own write, so that the diagonal counts once; with
-scalar decay o = (Q Kᵀ ⊙ exp(-|G[t] - G[s]|)) V for G the running sum of log a.
+scalar decay o = (Q Kᵀ ⊙ exp(-|G[t] - G[s]|)) V for G the running sum of log a. With a bonus both directions leave the
+token out, which counts by its bonus, and between two tokens lie the decays of those strictly between them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from ..segments import Rows
-from .chunks import Form, Gates, chunk_length, merge, run_form, split, weigh
+from ..settings import nearest
+from .chunks import Form, Gates, Moment, chunk_length, merge, run_form, split, weigh
+from .values import weigh_values
 
 
 def recurrence(
@@ -27,48 +36,108 @@ def recurrence(
     rows: Rows,
     state: Tensor | None,
     causal: bool,
+    readout: Literal["key", "value"] = "key",
+    bonus: Tensor | None = None,
     algorithm: str = "chunked",
 ) -> tuple[Tensor, Tensor | None]:
     """Write k vᵀ into a decaying state, token by token, and read it with q.
 
     Args:
-        q: [B, T, H, K].
+        q: [B, T, H, K]; with readout "value" [B, T, H, V].
         k: [B, T, H, K].
         v: [B, T, H, V].
         log_decay: log a ≤ 0: None, [H] constant, [B, T, H] scalar or [B, T, H, K] per channel.
         state: [B, H, K, V] before the first token; None is zero.
+        readout: "key" gives Sᵀ q, "value" gives S q.
+        bonus: [H, K] u, the weight of the token itself; None reads the token like all others.
         algorithm: "chunked", or "reference": one token after the other in float64.
 
     Returns:
-        o [B, T, H, V], and the state after the last token in float32 or wider (None when two-directional).
+        o [B, T, H, V], or [B, T, H, K] with readout "value", and the state after the last token in float32 or wider
+        (None when two-directional).
 
     Raises:
-        ValueError: unknown algorithm.
+        ValueError: unknown algorithm or readout, or a bonus with readout "value".
     """
-    return run_form(_FORMS, algorithm, q, [k, v], log_decay, rows=rows, state=state, causal=causal)
+    if readout not in _FORMS:
+        raise ValueError(f"unknown readout '{readout}'; {nearest(readout, _FORMS)}")
+    if bonus is not None and readout == "value":
+        raise ValueError("recurrence: a bonus is for readout 'key' only")
+    wide = q.to(torch.promote_types(q.dtype, torch.float32))
+    moments: dict[str, Moment] = {} if bonus is None else {"forward": "undecayed", "backward": "undecayed"}
+    o, state = run_form(
+        _FORMS[readout],
+        algorithm,
+        q if bonus is None else wide,
+        {"k": k, "v": v},
+        log_decay,
+        widths=(k.shape[-1], v.shape[-1]),
+        rows=rows,
+        state=state,
+        causal=causal,
+        **moments,
+    )
+    return o if bonus is None else (o + (wide * bonus * k).sum(-1, keepdim=True) * v).to(q.dtype), state
 
 
-def _steps(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
-    """One token after the other; `strict` reads before the token's own write."""
+def _steps(
+    readout: str, q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor]:
+    """One token after the other."""
     outputs = []
-    tokens = (x.unbind(1) for x in (q, *writes))
-    for q_t, k_t, v_t, gate in zip(*tokens, gates.steps(q.shape[1]), strict=True):
-        state = gate(state)
-        written = state + k_t[..., None] * v_t[..., None, :]
-        outputs.append((q_t[..., None, :] @ (state if strict else written))[..., 0, :])
-        state = written
+    tokens = (x.unbind(1) for x in (q, writes["k"], writes["v"]))
+    for q_t, k_t, v_t, (forget, decay) in zip(*tokens, gates.steps(q.shape[1]), strict=True):
+        undecayed = forget(state)
+        decayed = decay(undecayed)
+        state = decayed + k_t[..., None] * v_t[..., None, :]
+        memory = {"undecayed": undecayed, "decayed": decayed, "written": state}[moment]
+        outputs.append(((memory.mT if readout == "key" else memory) @ q_t[..., None])[..., 0])
     return torch.stack(outputs, 1), state
 
 
-def _chunked(q: Tensor, writes: list[Tensor], gates: Gates, state: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
+def _chunked(
+    q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor]:
     """Quadratic inside chunks, linear between them."""
+    if moment == "undecayed":
+        return _shifted(q, writes, gates, state)
     T, C = q.shape[1], chunk_length(q.shape[1])
-    q, k, v = (split(x, C) for x in (q, *writes))
+    q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
     weights = weigh(q, k, gates)
-    pairs = weights.pairs.tril(-1) if strict else weights.pairs
+    pairs = weights.pairs.tril(-1) if moment == "decayed" else weights.pairs
     before, state = _ChunkStates.apply(weights.write.mT @ v, weights.keep, state)
     o = torch.baddbmm(*(x.flatten(0, 2) for x in (pairs @ v, weights.read, before)))
     return merge(o.unflatten(0, q.shape[:3]), T), state
+
+
+def _shifted(q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Reads before a token's decay and write: just before it reads, the token before it decays and writes.
+
+    What a token before a start would write is left out; the last token decays and writes when all have read.
+    """
+    late = {name: functional.pad(x[:, :-1], (0, 0, 0, 0, 1, 0)) for name, x in writes.items()}
+    if gates.starts is not None:
+        late = {name: torch.where(gates.starts[..., None, None], 0, x) for name, x in late.items()}
+    log_decay = gates.log_decay
+    decay = None if log_decay is None else functional.pad(log_decay[:, :-1], (0, 0, 0, 0, 1, 0))
+    o, state = _chunked(q, late, Gates(decay, gates.starts), state, "written")
+    if log_decay is not None:
+        state = log_decay[:, -1, ..., None].exp() * state
+    return o, state + writes["k"][:, -1, ..., None] * writes["v"][:, -1, :, None]
+
+
+def _chunked_values(
+    q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
+) -> tuple[Tensor, Tensor]:
+    """Read on the value side; unless channels decay by themselves, that is the key side of the transposed state."""
+    if gates.log_decay is None or gates.log_decay.shape[-1] == 1:
+        o, state = _chunked(q, {"k": writes["v"], "v": writes["k"]}, gates, state.mT, moment)
+        return o, state.mT
+    T, C = q.shape[1], chunk_length(q.shape[1])
+    q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
+    weights = weigh_values((q @ v.mT).tril(-1 if moment == "decayed" else 0), k, gates)
+    before, state = _ChunkStates.apply(weights.write.mT @ v, weights.keep, state)
+    return merge(torch.addcmul(weights.inside, weights.read, q @ before.mT), T), state
 
 
 class _ChunkStates(torch.autograd.Function):
@@ -98,4 +167,7 @@ class _ChunkStates(torch.autograd.Function):
         return d_added, d_keep, d_state
 
 
-_FORMS: dict[str, Form] = {"chunked": _chunked, "reference": _steps}
+_FORMS: dict[str, dict[str, Form]] = {
+    "key": {"chunked": _chunked, "reference": partial(_steps, "key")},
+    "value": {"chunked": _chunked_values, "reference": partial(_steps, "value")},
+}
