@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import paribus.publish
+from paribus.nn.component import MIXERS
 from paribus.nn.initialization import initialize
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
@@ -166,6 +167,16 @@ def test_the_library_loads_it(published: Path) -> None:
     torch.testing.assert_close(model(input_ids=ids).logits, original(ids).logits)
     assert tokenizer.decode(ids[0]) == "naïve"
     assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", 48)
+
+
+def test_every_mixer_is_published_and_loads_bare(tmp_path: Path) -> None:
+    names = MIXERS.names()
+    blocks = {name: {"mixer": {"name": name}, "channel": {"name": "glu", "expansion": 1.0}} for name in names}
+    sizes = {"hidden_size": 32, "num_hidden_layers": len(names)}
+    out = publish_model(
+        make_model(blocks=blocks, layout=names, **sizes), byte_tokenizer(), tmp_path / "out", card={}, name="All"
+    )
+    assert {f"mixers_{name}.py" for name in names} <= {path.name for path in out.iterdir()}
 
 
 def test_users_files_hybrid_and_tied(published: Path, tmp_path: Path) -> None:
