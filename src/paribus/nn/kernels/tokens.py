@@ -80,6 +80,11 @@ def check_length(length: int, bound: int) -> None:
         raise ValueError(f"a sequence of {length} tokens is longer than the {bound} of the token matrix")
 
 
+def at_positions(table: Tensor, rows: Rows) -> Tensor:
+    """What a table [G, M] holds for the positions of the tokens, as [B, T, G]; anything at padding."""
+    return table[:, rows.positions.clamp(0, table.shape[1] - 1)].permute(1, 2, 0)
+
+
 def _continue(tokens: Tensor, matrix: Tensor, positions: Tensor, softmax: bool) -> Tensor:
     """The new tokens' own rows suffice: tokens [B, n, H, V] with their history, positions [B, T] -> [B, T, G, V]."""
     n = tokens.shape[1]
