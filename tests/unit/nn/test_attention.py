@@ -43,7 +43,7 @@ def by_pairs(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, causal: bool, window:
     return o
 
 
-@pytest.mark.parametrize("algorithm", ["sdpa", "reference"])
+@pytest.mark.parametrize("algorithm", ["fast", "reference"])
 @pytest.mark.parametrize("kind", ["plain", "segments"])
 @pytest.mark.parametrize(("groups", "window"), [(4, 0), (2, 0), (1, 3), (4, 1)])
 @pytest.mark.parametrize("causal", [True, False])
@@ -65,7 +65,7 @@ def test_gradients_equal_the_references(length: int, causal: bool, window: int, 
         with_gradients(
             partial(attention, causal=causal, scale=SCALE, window=window, algorithm=algorithm), inputs, [], segments
         )
-        for algorithm in ("sdpa", "reference")
+        for algorithm in ("fast", "reference")
     )
     close(fast, exact, 1e-12)
 
@@ -99,5 +99,5 @@ def test_half_precision_and_strong_scores() -> None:
 
 def test_an_unknown_algorithm_is_named() -> None:
     q, k, v = tokens(2)
-    with pytest.raises(ValueError, match=r"unknown attention algorithm 'sdp'; did you mean 'sdpa'\?"):
-        attention(q, k, v, rows=resolve(q, None, None), state=None, causal=True, scale=1.0, algorithm="sdp")
+    with pytest.raises(ValueError, match=r"unknown attention algorithm 'fas'; did you mean 'fast'\?"):
+        attention(q, k, v, rows=resolve(q, None, None), state=None, causal=True, scale=1.0, algorithm="fas")

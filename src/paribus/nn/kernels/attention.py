@@ -1,22 +1,32 @@
-"""Softmax attention: o[t] = Σ_s softmax_s(scale · q[t]·k[s]) v[s] over the tokens that t may see.
+"""Attention: o[t] = Σ_s w[t, s] v[s] over the tokens that t may see, w a normalised x[t, s] = scale · q[t]·k[s] + b.
 
 Which those are: the same segment, at or before t when causal, and fewer than `window` true positions away.
+The bias b falls with distance: −slope · |t − s| in true positions (ALiBi), −|F[t] − F[s]| with F the running sum of
+log-forget gates along the segment (FoX), or both. What else a query may look at are slots, which are no positions: a
+sink with a learned score and nothing to give, a learned key or value. How scores become weights is told in
+`normalisers`; softmax, with or without slots and biases, goes through torch's fused attention.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..segments import Rows
 from ..settings import nearest
+from .attention_forms import SOFTMAX, Problem, Slots, fast, reference
+from .normalisers import NORMALISERS
+
+Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_ALGORITHMS = {"fast": fast, "reference": reference}
+_KNOWN = (*SOFTMAX, *NORMALISERS)
 
 
 class AttentionHistory(NamedTuple):
-    """Keys and values of the past, with what decides who may see them."""
+    """Keys and values of the past, with what decides who may see them and how far away they are."""
 
     keys: Tensor
     """[B, S, G, K]."""
@@ -26,6 +36,8 @@ class AttentionHistory(NamedTuple):
     """[B, S] segment ids, 0 = padding."""
     positions: Tensor
     """[B, S] true positions in the segment."""
+    forgotten: Tensor | None = None
+    """[B, S, H]: F, at padding that of the token before, in float32 or wider; None without a forget gate."""
 
 
 def attention(
@@ -38,33 +50,61 @@ def attention(
     causal: bool,
     scale: float,
     window: int = 0,
-    algorithm: str = "sdpa",
+    normaliser: str = "softmax",
+    log_forget: Tensor | None = None,
+    slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    slot: tuple[Tensor | None, Tensor | None] | None = None,
+    expand: Expand | None = None,
+    algorithm: str = "fast",
 ) -> tuple[Tensor, AttentionHistory]:
     """Attend from q to the history followed by k, v.
 
     Args:
         q: [B, T, H, K].
         k: [B, T, G, K]; each of the G heads serves H/G consecutive query heads.
-        v: [B, T, G, V].
+        v: [B, T, G, V]; here G may be another divisor of H.
         window: how many true positions, the token's own included, are seen to each side; 0 is no limit.
-        algorithm: "sdpa" (torch's fused attention) or "reference" (a float64 softmax for each query, in a loop).
+        normaliser: "softmax", "softmax_one", "sigmoid", "relu", "softpick" or "stick_breaking".
+        log_forget: [B, T, H] logarithms of forget gates, at most 0; F is kept in float32 or wider.
+        slopes: [H], not negative: ALiBi's penalty for each true position.
+        sink: [H], the score of a slot whose value is zero.
+        slot: a learned key [G, K] and value [G, V] of one more slot; None in place of either is zeros. Its score has
+            no bias. With "stick_breaking" there is no key: the value is what the rest of the stick is spent on.
+        expand: makes keys [B, S, G, K] and values [B, S, G, V] of what is kept in their places; None: they are kept.
+        algorithm: "fast" or "reference" (the definition in float64, one query after another).
 
     Returns:
         o [B, T, H, V] and the history after these tokens, cut to what a window can still reach.
 
     Raises:
-        ValueError: unknown algorithm.
+        ValueError: unknown algorithm or normaliser.
     """
-    if algorithm not in _ALGORITHMS:
-        raise ValueError(f"unknown attention algorithm '{algorithm}'; {nearest(algorithm, _ALGORITHMS)}")
-    history = AttentionHistory(k, v, rows.ids, rows.positions)
+    for name, known, what in ((algorithm, _ALGORITHMS, "algorithm"), (normaliser, _KNOWN, "normaliser")):
+        if name not in known:
+            raise ValueError(f"unknown attention {what} '{name}'; {nearest(name, known)}")
+    history = AttentionHistory(k, v, rows.ids, rows.positions, _forgotten(log_forget, rows, state))
     if state is not None:
-        history = AttentionHistory(*(torch.cat(pair, 1) for pair in zip(state, history, strict=True)))
+        history = _joined(state, history)
     allowed = _allowed(rows, history, causal, window) if _needs_mask(rows, state, causal, window, k.shape[1]) else None
-    groups = q.shape[2] // k.shape[2]
-    keys, values = (t.repeat_interleave(groups, 2) if groups > 1 else t for t in history[:2])
-    o = _ALGORITHMS[algorithm](q, keys, values, allowed, causal and allowed is None and k.shape[1] > 1, scale)
+    kept = history[:2] if expand is None else expand(history.keys, history.values)
+    keys, values = (_for_each_query(t, q.shape[2]) for t in kept)
+    slots = _slots(q, values.shape[-1], sink, slot)
+    problem = Problem(q, keys, values, allowed, _levels(history, slopes), slots, causal, scale, normaliser)
+    o = _ALGORITHMS[algorithm](problem)
     return o, _reachable(history, window) if window else history
+
+
+def _joined(old: AttentionHistory, new: AttentionHistory) -> AttentionHistory:
+    keys, values, ids, positions = (torch.cat(pair, 1) for pair in zip(old[:4], new[:4], strict=True))
+    if old.forgotten is None or new.forgotten is None:
+        return AttentionHistory(keys, values, ids, positions)
+    return AttentionHistory(keys, values, ids, positions, torch.cat([old.forgotten, new.forgotten], 1))
+
+
+def _for_each_query(t: Tensor, heads: int) -> Tensor:
+    """[..., G, K] -> [..., H, K]."""
+    return t if t.shape[-2] == heads else t.repeat_interleave(heads // t.shape[-2], -2)
 
 
 def _needs_mask(rows: Rows, state: AttentionHistory | None, causal: bool, window: int, T: int) -> bool:
@@ -98,27 +138,55 @@ def _reachable(history: AttentionHistory, window: int) -> AttentionHistory:
     def take(t: Tensor) -> Tensor:
         return t.gather(1, order.reshape(*order.shape, *[1] * (t.dim() - 2)).expand(-1, -1, *t.shape[2:]))
 
-    return AttentionHistory(*(take(t) for t in history))
+    keys, values, ids, positions = (take(t) for t in history[:4])
+    return AttentionHistory(
+        keys, values, ids, positions, None if history.forgotten is None else take(history.forgotten)
+    )
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, is_causal: bool, scale: float) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # B H T K
-    o = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal, scale=scale)
-    return o.transpose(1, 2)
+def _forgotten(log_forget: Tensor | None, rows: Rows, state: AttentionHistory | None) -> Tensor | None:
+    """F [B, T, H]: the sum from the segment's first token on; padding adds nothing."""
+    if log_forget is None:
+        return None
+    steps = log_forget.to(torch.promote_types(log_forget.dtype, torch.float32))
+    if rows.valid is not None:
+        steps = steps.masked_fill(~rows.valid[..., None], 0)
+    total = steps.cumsum(1)
+    if state is not None:
+        assert state.forgotten is not None, "the history was made with a forget gate"
+        total = total + state.forgotten[:, -1:]
+    if rows.starts is None:
+        return total
+    T = steps.shape[1]
+    began = torch.where(rows.starts, torch.arange(T, device=steps.device), -1).cummax(1).values[..., None]  # B T 1
+    before = (total - steps).gather(1, began.clamp(min=0).expand_as(total))
+    return total - before.masked_fill(began < 0, 0)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, is_causal: bool, scale: float) -> Tensor:
-    dtype, (T, S) = q.dtype, (q.shape[1], k.shape[1])
-    q, k, v = (t.double() for t in (q, k, v))
-    outputs = []
-    for t in range(T):
-        scores = scale * torch.einsum("bhk,bshk->bhs", q[:, t], k)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed[:, :, t], -torch.inf)
-        elif is_causal:
-            scores = scores.masked_fill(torch.arange(S, device=q.device) > t, -torch.inf)
-        outputs.append(torch.einsum("bhs,bshv->bhv", scores.softmax(-1), v))
-    return torch.stack(outputs, 1).to(dtype)
+def _levels(history: AttentionHistory, slopes: Tensor | None) -> Tensor | None:
+    """[B or 1, S, H], falling along a segment as much as the bias does."""
+    if slopes is None:
+        return history.forgotten
+    positions = history.positions
+    if positions.stride(0) == 0:  # every row stands at the same positions
+        positions = positions[:1]
+    compute = torch.promote_types(slopes.dtype, torch.float32)
+    levels = -positions[..., None] * slopes.to(compute)
+    return levels if history.forgotten is None else levels + history.forgotten
 
 
-_ALGORITHMS = {"sdpa": _sdpa, "reference": _reference}
+def _slots(q: Tensor, V: int, sink: Tensor | None, slot: tuple[Tensor | None, Tensor | None] | None) -> Slots | None:
+    H, K = q.shape[2:]
+    found: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
+    if sink is not None:
+        found.append((None, None, sink))
+    if slot is not None:
+        key, value = (None if t is None else _for_each_query(t, H) for t in slot)
+        found.append((key, value, None))
+    if not found:
+        return None
+    keys, values, scores = (
+        torch.stack([q.new_zeros(shape) if t is None else t.to(q.dtype) for t in column])
+        for column, shape in zip(zip(*found, strict=True), ((H, K), (H, V), (H,)), strict=True)
+    )
+    return Slots(keys, values, None if sink is None else scores)
