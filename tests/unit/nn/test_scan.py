@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -108,17 +109,51 @@ def test_gradients_by_differences(causal: bool, kind: str) -> None:
     assert torch.autograd.gradcheck(answer, [leaf.detach().requires_grad_() for leaf in leaves])
 
 
-def test_complex_numbers() -> None:
-    x = torch.randn(2, 10, 3, dtype=torch.complex128)
-    log_decay = torch.complex(-torch.rand(2, 10, 3).double(), torch.randn(2, 10, 3).double())
-    rows = resolve(x, None, None)
-    leaves = [t.requires_grad_() for t in (x, log_decay)]
-    for causal in (True, False):
-        fast = scan(x, log_decay, rows=rows, state=None, causal=causal)
-        close(fast, scan(x, log_decay, rows=rows, state=None, causal=causal, algorithm="reference"), 1e-12)
-        assert torch.autograd.gradcheck(
-            lambda a, b, causal=causal: scan(a, b, rows=rows, state=None, causal=causal)[0], leaves
-        )
+def complex_inputs(length: int, dtype: torch.dtype) -> list[Tensor]:
+    """Pairs of real numbers [B, T, E, 2], so that tests weigh both parts."""
+    x, log_decay = torch.randn(3, length, 5, 2, dtype=dtype), torch.randn(3, length, 5, 2, dtype=dtype)
+    log_decay[..., 0] = -log_decay[..., 0].abs()
+    return [x.requires_grad_(), log_decay.requires_grad_()]
+
+
+def complex_scan(x: Tensor, log_decay: Tensor, *, state: Tensor | None, **options: Any) -> tuple[Tensor, Tensor | None]:
+    state = None if state is None else torch.view_as_complex(state)
+    h, last = scan(torch.view_as_complex(x), torch.view_as_complex(log_decay), state=state, **options)
+    return torch.view_as_real(h), None if last is None else torch.view_as_real(last)
+
+
+@pytest.mark.parametrize("kind", ["plain", "segments"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_complex_numbers_equal_the_reference(length: int, causal: bool, kind: str) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
+        tensors, segments = complex_inputs(length, dtype), segments_of(kind, length)
+        fast = with_gradients(partial(complex_scan, causal=causal), tensors, [], segments)
+        exact = with_gradients(partial(complex_scan, causal=causal, algorithm="reference"), tensors, [], segments)
+        close(fast, exact, tolerance)
+
+
+def test_complex_numbers_in_pieces() -> None:
+    tensors, segments = complex_inputs(65, torch.float64), random_segments(3, 65)
+    run = partial(complex_scan, causal=True)
+    whole, state = run(*tensors, rows=resolve(tensors[0], segments, None), state=None)
+    pieces, last = in_pieces(run, tensors, segments, random_cuts(65))
+    close([real(pieces, segments), last], [real(whole, segments), state], 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_complex_gradients_by_differences(causal: bool) -> None:
+    leaves = complex_inputs(8, torch.float64)
+    rows = resolve(leaves[0], random_segments(3, 8), None)
+    assert torch.autograd.gradcheck(
+        lambda x, log_decay: real(complex_scan(x, log_decay, rows=rows, state=None, causal=causal)[0], rows.ids), leaves
+    )
+
+
+def test_an_unknown_algorithm_is_refused() -> None:
+    x, log_decay = inputs(3)
+    with pytest.raises(ValueError, match="unknown algorithm 'two'; "):
+        scan(x, log_decay, rows=resolve(x, None, None), state=None, causal=True, algorithm="two")
 
 
 def test_bfloat16_accumulates_in_float32() -> None:

@@ -1,0 +1,291 @@
+"""The elementwise recurrence with N states for each channel, read out at once: Mamba and diagonal state spaces.
+
+    h[t, n] = exp(step[t] rate[n]) h[t-1, n] + write[t, n] x[t]        y[t] = Re Σ_n read[t, n] h[t, n]
+
+The states of all tokens would be N times as large as x. Only those between chunks are kept; the backward pass computes
+the others again, from the last chunk to the first. Inside a chunk one token follows the other, all N E numbers of it at
+once, which is as parallel as a processor can use. Decays are only ever multiplied, so that strong ones are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..segments import Rows
+from ..settings import nearest
+from .chunks import full_precision
+from .cost import report_flops
+
+CHUNK = 32
+"""Tokens in a chunk."""
+GROUP = 8192
+"""Rows of a batch run together as long as one token's states are not more numbers than this."""
+ALGORITHMS = ("chunked", "reference")
+
+
+def state_space_scan(
+    x: Tensor,
+    step: Tensor | None,
+    rate: Tensor,
+    write: Tensor | None,
+    read: Tensor,
+    *,
+    rows: Rows,
+    state: Tensor | None,
+    causal: bool,
+    algorithm: str = "chunked",
+) -> tuple[Tensor, Tensor | None]:
+    """h[t, n] = exp(step[t] rate[n]) h[t-1, n] + write[t, n] x[t]; y[t] = Re Σ_n read[t, n] h[t, n].
+
+    Two-directional: y plus what the same recurrence, run from the end, gives without the token itself; there the
+    decay of t + 1 acts between t + 1 and t.
+
+    Args:
+        x: [B, T, E].
+        step: [B, T, E], not negative; None is 1 for all tokens.
+        rate: [N, E], real part at most 0; if complex, so are h and `read`.
+        write: [B, T, N]; None is 1 for all tokens.
+        read: [B, T, N] with `write`, else [N, E].
+        rows: segments and padding of the tokens.
+        state: [B, N, E], h before the first token; None is no past.
+        causal: one direction, from the past.
+        algorithm: "chunked", or "reference", step by step in float64.
+
+    Returns:
+        y [B, T, E], unspecified at padding, and the last state [B, N, E] (None unless causal).
+
+    Raises:
+        ValueError: unknown algorithm.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm '{algorithm}'; {nearest(algorithm, ALGORITHMS)}")
+    exact = algorithm == "reference"
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    real = torch.float64 if exact else accumulator
+    kept, wide = (torch.promote_types(t, torch.complex64) if rate.is_complex() else t for t in (accumulator, real))
+    inputs = _Inputs(
+        _without_padding(x.to(real), rows),
+        None if step is None else _without_padding(step.to(real), rows),
+        rate.to(wide),
+        None if write is None else write.to(wide),
+        read.to(wide),
+        rows.valid,
+        rows.starts,
+    )
+    initial = inputs.rate.new_zeros(x.shape[0], *rate.shape) if state is None else state.to(wide)
+    run: Callable[..., tuple[Tensor, Tensor]] = _step_by_step if exact else _Chunked.apply
+    with full_precision(x):
+        y, last = run(initial, *inputs)
+        if causal:
+            return y.to(x.dtype), last.to(kept)
+        later, _ = run(initial, *inputs.reversed())
+        return (y + (later.flip(1) - inputs.itself())).to(x.dtype), None
+
+
+def _without_padding(x: Tensor, rows: Rows) -> Tensor:
+    return x if rows.valid is None else x.masked_fill(~rows.valid[..., None], 0)
+
+
+class _Inputs(NamedTuple):
+    """What `state_space_scan` takes; x and step are zero at padding."""
+
+    x: Tensor
+    step: Tensor | None
+    rate: Tensor
+    write: Tensor | None
+    read: Tensor
+    valid: Tensor | None
+    starts: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Inputs:
+        """With `function` applied to whatever has tokens."""
+        x, step, write, valid, starts = (
+            None if t is None else function(t) for t in (self.x, self.step, self.write, self.valid, self.starts)
+        )
+        assert x is not None
+        read = self.read if self.write is None else function(self.read)
+        return _Inputs(x, step, self.rate, write, read, valid, starts)
+
+    def part(self, rows: slice, tokens: slice) -> _Inputs:
+        """Some tokens of some rows."""
+        return self.map(lambda t: t[rows, tokens])
+
+    def reversed(self) -> _Inputs:
+        """The same tokens read from the end: before t is written there, the decay of t + 1 acts.
+
+        What rolls round acts on the empty state only.
+        """
+        step, valid, starts = (None if t is None else t.roll(-1, 1) for t in (self.step, self.valid, self.starts))
+        moved = self._replace(step=step, valid=valid, starts=starts)
+        return moved.map(lambda t: t.flip(1))
+
+    def itself(self) -> Tensor:
+        """[B, T, E]: what each token reads of itself."""
+        weight = self.read.sum(0) if self.write is None else (self.read * self.write).sum(-1, keepdim=True)
+        return weight.real * self.x
+
+    def decays(self) -> Tensor:
+        """[B, T, N, E]: what is kept of each state just before each token is written."""
+        shape = (*self.x.shape[:2], *self.rate.shape)
+        if self.step is not None:
+            decays = _exponential(self.step[:, :, None], self.rate)
+        else:
+            decays = _exponential(self.rate.new_ones((), dtype=self.x.dtype), self.rate).expand(shape)
+            if self.valid is not None:
+                decays = torch.where(self.valid[..., None, None], decays, 1)
+        return decays if self.starts is None else torch.where(self.starts[..., None, None], 0, decays)
+
+    def written(self) -> Tensor:
+        """[B, T, N, E]: what each token adds to the states."""
+        x = self.x[:, :, None]
+        if self.write is None:
+            return x.to(self.rate.dtype).repeat(1, 1, self.rate.shape[0], 1)
+        return self.write[..., None] * x
+
+    def states(self, decays: Tensor, before: Tensor) -> Tensor:
+        """h [B, T, N, E] after the states [B, N, E] before the first token."""
+        h = self.written()
+        _run(h.unbind(1), decays.unbind(1), before)
+        return h
+
+    def read_out(self, h: Tensor) -> Tensor:
+        """y [B, T, E]."""
+        if self.write is None:
+            return (self.read * h).sum(2).real
+        return (self.read[:, :, None] @ h)[:, :, 0].real
+
+    def weight_gradient(self, x: Tensor, h: Tensor) -> Tensor:
+        """Of weights that join x [B, T, E] and h [B, T, N, E]: [B, T, N], or [N, E] for all tokens."""
+        if self.write is None:
+            return (x[:, :, None] * h).sum((0, 1))
+        return (x[:, :, None].to(h.dtype) @ h.mT)[:, :, 0]
+
+
+def _step_by_step(initial: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+    """The definition."""
+    x, step, rate, write, read, valid, starts = tensors
+    h, outputs = initial, []
+    for t in range(x.shape[1]):
+        decay = torch.exp(rate if step is None else step[:, t, None] * rate).expand_as(h)
+        if valid is not None:
+            decay = torch.where(valid[:, t, None, None], decay, 1)
+        if starts is not None:
+            decay = torch.where(starts[:, t, None, None], 0, decay)
+        h = decay * h + (x[:, t, None] if write is None else write[:, t, :, None] * x[:, t, None])
+        outputs.append(((read if write is None else read[:, t, :, None]) * h).sum(1).real)
+    return torch.stack(outputs, 1), h
+
+
+class _Chunked(torch.autograd.Function):
+    """Chunk after chunk; only the states before each are kept.
+
+    The backward pass works in conjugates, so that nothing inside it is conjugated: with g the conjugate of the gradient
+    of h, g[t] = read[t] dy[t] + decay[t+1] g[t+1].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, initial: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
+        inputs = _Inputs(*tensors)
+        y, last = torch.empty_like(inputs.x), torch.empty_like(initial)
+        borders = []
+        for rows in _groups(inputs):
+            state = initial[rows]
+            for tokens in _chunks(inputs):
+                borders.append(state)
+                part = inputs.part(rows, tokens)
+                h = part.states(part.decays(), state)
+                y[rows, tokens] = part.read_out(h)
+                state = h[:, -1].clone()
+            last[rows] = state
+        report_flops("state_space_scan", 2 * inputs.x.numel() * inputs.rate.shape[0])
+        ctx.save_for_backward(*inputs, *borders)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, borders = _Inputs(*ctx.saved_tensors[:7]), list(ctx.saved_tensors[7:])
+        whole = _Gradients(
+            torch.empty_like(d_last),
+            torch.empty_like(inputs.x),
+            None if inputs.step is None else torch.empty_like(inputs.step),
+            torch.zeros_like(inputs.rate),
+            None if inputs.write is None else torch.empty_like(inputs.write),
+            torch.zeros_like(inputs.read),
+        )
+        for rows in reversed(_groups(inputs)):
+            after = d_last[rows].conj_physical()
+            for tokens in reversed(_chunks(inputs)):
+                part = inputs.part(rows, tokens)
+                after = whole.add(part, (rows, tokens), d_y[rows, tokens], borders.pop(), after)
+            whole.initial[rows] = after
+        report_flops("state_space_scan", 4 * inputs.x.numel() * inputs.rate.shape[0])
+        return *(None if g is None else g.conj_physical() for g in whole), None, None
+
+
+class _Gradients(NamedTuple):
+    """Conjugates of the gradients."""
+
+    initial: Tensor
+    x: Tensor
+    step: Tensor | None
+    rate: Tensor
+    write: Tensor | None
+    read: Tensor
+
+    def add(self, part: _Inputs, place: tuple[slice, slice], d_y: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Fill in the part at `place`, with states `before` it and the gradient `after` it; returns that before it."""
+        decays = part.decays()
+        h = part.states(decays, before)
+        g = (part.read if self.write is None else part.read[..., None]) * d_y[:, :, None]
+        g[:, -1] += after
+        _run(g.unbind(1)[-2::-1], decays.unbind(1)[:0:-1], g[:, -1])
+        if self.write is None:
+            self.x[place] = g.sum(2).real
+            self.read.add_(part.weight_gradient(d_y, h))
+        else:
+            assert part.write is not None
+            self.x[place] = (part.write[:, :, None] @ g)[:, :, 0].real
+            self.write[place] = part.weight_gradient(part.x, g)
+            self.read[place] = part.weight_gradient(d_y, h)
+        d_log = torch.cat([before[:, None], h[:, :-1]], 1).mul_(decays).mul_(g)
+        if self.step is None:
+            if part.valid is not None:
+                d_log.masked_fill_(~part.valid[..., None, None], 0)
+            self.rate.add_(d_log.sum((0, 1)))
+        else:
+            assert part.step is not None
+            self.step[place] = (d_log * part.rate).sum(2).real
+            self.rate.add_(d_log.mul_(part.step[:, :, None]).sum((0, 1)))
+        return decays[:, 0] * g[:, 0]
+
+
+def _groups(inputs: _Inputs) -> list[slice]:
+    size = max(1, GROUP // inputs.rate.numel())
+    return [slice(start, start + size) for start in range(0, inputs.x.shape[0], size)]
+
+
+def _chunks(inputs: _Inputs) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, inputs.x.shape[1], CHUNK)]
+
+
+_LOG2_E = math.log2(math.e)
+
+
+def _exponential(step: Tensor, rate: Tensor) -> Tensor:
+    """exp(step · rate), as a power of two, which takes half the time; torch's for complex numbers takes far longer."""
+    if rate.is_complex():
+        return torch.polar((step * (rate.real * _LOG2_E)).exp2_(), step * rate.imag)
+    return (step * (rate * _LOG2_E)).exp2_()
+
+
+def _run(steps: Sequence[Tensor], decays: Sequence[Tensor], carry: Tensor) -> None:
+    """steps[t] += decays[t] steps[t-1], in place, from `carry`."""
+    for h_t, decay_t in zip(steps, decays, strict=True):
+        carry = torch.addcmul(h_t, decay_t, carry, out=h_t)
