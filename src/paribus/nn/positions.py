@@ -58,3 +58,9 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary encoding of x [B, T, H, K] (Su et al. 2021, arXiv:2104.09864), channel i paired with i + K/2."""
     y: Tensor = _Rotate.apply(x, cosine, sine)
     return y
+
+
+def alibi_slopes(num_heads: int, like: Tensor) -> Tensor:
+    """[H], in float32 or wider: 2^(-8h/H) for head h = 1, …, H (Press et al. 2021, arXiv:2108.12409)."""
+    heads = torch.arange(1, num_heads + 1, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    return torch.exp2(-8 * heads / num_heads)
