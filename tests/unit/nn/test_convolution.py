@@ -7,10 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import paribus.nn.kernels.convolution as kernels
 from paribus.nn.kernels.alignment import each_segment
-from paribus.nn.kernels.convolution import convolution, short_convolution
+from paribus.nn.kernels.convolution import convolution, dense_convolution, short_convolution
+from paribus.nn.kernels.cost import FlopCounter
 from paribus.nn.segments import Past, Rows, resolve
 from paribus.nn.state import State
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments, with_gradients
@@ -35,46 +38,88 @@ def segments_of(kind: str, length: int) -> Tensor | None:
     return random_segments(3, length) if kind == "segments" else None
 
 
-def short_by_definition(
-    x: Tensor, weight: Tensor, *, rows: Rows, state: Tensor | None, causal: bool
-) -> tuple[Tensor, State]:
+SHORT = {"depthwise": short_convolution, "dense": dense_convolution}
+
+
+def short_weight(kernel: str, width: int) -> Tensor:
+    """[E, W], or [F, W, E] with another number of channels."""
+    draw = torch.Generator().manual_seed(width)
+    shape = (4, width) if kernel == "depthwise" else (3, width, 4)
+    return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+
+def by_definition(x: Tensor, weight: Tensor, *, rows: Rows, state: Tensor | None, causal: bool) -> tuple[Tensor, State]:
+    """A short convolution of each segment alone, one output after another."""
     width = weight.shape[1]
     before = width - 1 if causal else width // 2
 
+    def one(seen: Tensor) -> Tensor:
+        if weight.dim() == 2:
+            return (seen * weight.T).sum(0)
+        return F.pad(torch.stack([weight[:, j] @ seen[j] for j in range(width)]).sum(0), (0, 4 - len(weight)))
+
     def compute(inputs: Tensor) -> Tensor:
         padded = torch.cat([inputs.new_zeros(before, 4), inputs, inputs.new_zeros(width - 1 - before, 4)])
-        return torch.stack([(padded[t : t + width] * weight.T).sum(0) for t in range(len(inputs))])
+        return torch.stack([one(padded[t : t + width]) for t in range(len(inputs))])
 
     y, history = each_segment(x, rows, state, compute)
     after = rows.after().position
     kept = [torch.cat([x.new_zeros(width - 1, 4), row[:n]])[n:] for row, n in zip(history, after.tolist(), strict=True)]
-    return y, torch.stack(kept) if causal else None
+    return y[..., : len(weight)], torch.stack(kept) if causal else None
 
 
 @pytest.mark.parametrize("kind", ["plain", "segments"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("width", [1, 2, 4, 5])
 @pytest.mark.parametrize("length", [1, 2, 7, 65])
-def test_short_is_its_definition(length: int, width: int, causal: bool, kind: str) -> None:
-    x, segments = tokens(length), segments_of(kind, length)
-    weight = torch.randn(4, width, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("kernel", SHORT)
+def test_short_is_its_definition(kernel: str, length: int, width: int, causal: bool, kind: str) -> None:
+    x, segments, weight = tokens(length), segments_of(kind, length), short_weight(kernel, width)
     fast, exact = (
-        with_gradients(partial(kernel, weight=weight, causal=causal), [x], [weight], segments)
-        for kernel in (short_convolution, short_by_definition)
+        with_gradients(partial(form, weight=weight, causal=causal), [x], [weight], segments)
+        for form in (SHORT[kernel], by_definition)
     )
     close(fast, exact, 1e-12)
 
 
+@pytest.mark.parametrize("kernel", SHORT)
+def test_short_is_its_definition_at_length(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_CACHED", 300)  # blocks of 25 tokens
+    x, segments, weight = tokens(1000), random_segments(3, 1000), short_weight(kernel, 4)
+    for marks in (None, segments, segments.cummax(1).values.clamp(min=1)):
+        fast, exact = (
+            with_gradients(partial(form, weight=weight, causal=True), [x], [weight], marks)
+            for form in (SHORT[kernel], by_definition)
+        )
+        close(fast, exact, 1e-12)
+
+
 @pytest.mark.parametrize("kind", ["plain", "segments"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_short_in_pieces(length: int, kind: str) -> None:
-    x, segments, weight = tokens(length), segments_of(kind, length), torch.randn(4, 4, dtype=torch.float64)
-    run = partial(short_convolution, weight=weight, causal=True)
+@pytest.mark.parametrize("kernel", SHORT)
+def test_short_in_pieces(kernel: str, length: int, kind: str) -> None:
+    x, segments, weight = tokens(length), segments_of(kind, length), short_weight(kernel, 4)
+    run = partial(SHORT[kernel], weight=weight, causal=True)
     whole = run(x, rows=resolve(x, segments, None), state=None)
-    pieces = in_pieces(run, [x], segments, random_cuts(length))
-    close(pieces, whole, 1e-12)
-    gradients = [torch.autograd.grad(y.square().sum(), x) for y in (pieces[0], whole[0])]
-    close(gradients[0], gradients[1], 1e-12)
+    expected = torch.autograd.grad(whole[0].square().sum(), [x, weight])
+    for cuts in (random_cuts(length), [*range(max(1, length - 5), length), length]):
+        pieces = in_pieces(run, [x], segments, cuts)
+        close(pieces, whole, 1e-12)
+        close(list(torch.autograd.grad(pieces[0].square().sum(), [x, weight])), list(expected), 1e-12)
+
+
+def test_diagonal_matrices_are_taps_of_channels() -> None:
+    x, weight = tokens(65).detach(), short_weight("depthwise", 5).detach()
+    for causal in (True, False):
+        rows = resolve(x, random_segments(3, 65), None)
+        depthwise, dense = (
+            kernel(x, taps, rows=rows, state=None, causal=causal)
+            for kernel, taps in (
+                (short_convolution, weight),
+                (dense_convolution, weight.T.diag_embed().permute(1, 0, 2)),
+            )
+        )
+        close(dense, depthwise, 1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "segments"])
@@ -116,13 +161,12 @@ def test_two_sided_taps_read_what_lies_ahead() -> None:
 def test_left_padded_rows_decode_without_segments() -> None:
     x = tokens(40).detach()
     _, taps = table(40, True)
-    weight = torch.randn(4, 4, dtype=torch.float64)
     segments = torch.ones(3, 30, dtype=torch.long)
     for b, padding in enumerate((0, 7, 21)):
         segments[b, :padding] = 0
     for run in (
         partial(convolution, taps=taps, causal=True),
-        partial(short_convolution, weight=weight, causal=True),
+        *(partial(form, weight=short_weight(kernel, 4), causal=True) for kernel, form in SHORT.items()),
     ):
         rows = resolve(x[:, :30], segments, None)
         _, state = run(x[:, :30], rows=rows, state=None)
@@ -147,6 +191,7 @@ def test_gradients_by_differences(causal: bool, kind: str) -> None:
     rows = resolve(x, segments_of(kind, length), past)
     leaf = torch.randn(17, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    matrices = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
 
     def long(x: Tensor, leaf: Tensor, state: Tensor | None) -> Tensor:
         def taps(n: int) -> Tensor:
@@ -158,33 +203,69 @@ def test_gradients_by_differences(causal: bool, kind: str) -> None:
         return short_convolution(x, weight, rows=rows, state=state, causal=causal)[0]
 
     assert torch.autograd.gradcheck(long, (x, leaf, state))
+
+    def dense(x: Tensor, weight: Tensor, state: Tensor | None) -> Tensor:
+        return dense_convolution(x, weight, rows=rows, state=state, causal=causal)[0]
+
     assert torch.autograd.gradcheck(short, (x, weight, state))
+    assert torch.autograd.gradcheck(dense, (x, matrices, state))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_computes_in_float32(dtype: torch.dtype) -> None:
     x, (_, taps) = tokens(200, dtype), table(200, True)
     rows = resolve(x, random_segments(3, 200), None)
+    weight = short_weight("depthwise", 4)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         y, history = convolution(x, taps, rows=rows, state=None, causal=True)
-        short, _ = short_convolution(x, torch.ones(4, 3), rows=rows, state=None, causal=True)
+        short, _ = short_convolution(x, weight.float(), rows=rows, state=None, causal=True)
     exact, _ = convolution(x.double(), taps, rows=rows, state=None, causal=True, algorithm="reference")
+    short_exact, _ = short_convolution(x.double(), weight, rows=rows, state=None, causal=True)
     assert history is not None
     assert y.dtype is history.dtype is short.dtype is dtype
     close(y.double(), exact, 4e-3 if dtype is torch.bfloat16 else 1e-6)
+    close(short.double(), short_exact, 4e-3 if dtype is torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_dense_is_as_precise_as_a_linear_map(automatic: bool) -> None:
+    x = tokens(65).detach()
+    weight = short_weight("dense", 5).detach()
+    rows = resolve(x, random_segments(3, 65), None)
+    exact, _ = dense_convolution(x, weight, rows=rows, state=None, causal=True)
+    dtype = torch.float32 if automatic else torch.bfloat16
+    inputs, leaf = x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=automatic):
+        y, state = dense_convolution(inputs, leaf, rows=rows, state=None, causal=True)
+    assert y.dtype is torch.bfloat16
+    assert state is not None
+    assert state.dtype is dtype
+    close(y.double(), exact, 8e-3)
+    gradients = torch.autograd.grad(y.float().square().sum(), (inputs, leaf))
+    assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+
+
+def test_dense_products_are_counted() -> None:
+    x = torch.randn(2, 10, 4, requires_grad=True)
+    weight = torch.randn(3, 5, 4, requires_grad=True)
+    with FlopCounter() as counter:
+        y, _ = dense_convolution(x, weight, rows=resolve(x, None, None), state=None, causal=True)
+        places = 2 * (10 + 4) - 4  # the room before the second row is convolved too
+        assert counter.total == 2 * places * 5 * 3 * 4
+        y.sum().backward()
+    assert counter.total == 3 * 2 * places * 5 * 3 * 4
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_nothing_leaks(causal: bool) -> None:
     x = tokens(65).detach()
     _, taps = table(65, causal)
-    weight = 100 * torch.randn(4, 4, dtype=torch.float64)
     changed = x.clone()
     changed[:, 40:] += 100.0
     rows = resolve(x, None, None)
     for run in (
         partial(convolution, taps=lambda n: 100 * taps(n)),
-        partial(short_convolution, weight=weight),
+        *(partial(form, weight=100 * short_weight(kernel, 4)) for kernel, form in SHORT.items()),
     ):
         one, other = (run(t, rows=rows, state=None, causal=causal)[0] for t in (x, changed))
         before = (one - other)[:, :40].abs().max().item()
@@ -199,7 +280,8 @@ def test_padding_is_never_read() -> None:
     garbage = x.masked_fill((segments == 0)[..., None], float("nan"))
     for causal in (True, False):
         _, taps = table(65, causal)
-        for run in (partial(convolution, taps=taps), partial(short_convolution, weight=x[0, :5].T)):
+        short = [partial(form, weight=short_weight(kernel, 5)) for kernel, form in SHORT.items()]
+        for run in (partial(convolution, taps=taps), *short):
             y, _ = run(garbage, rows=resolve(x, segments, None), state=None, causal=causal)
             assert torch.isfinite(y).all()
             assert not y[segments == 0].any()
@@ -210,4 +292,6 @@ def test_works_without_data() -> None:
     rows = resolve(x, None, None)
     y, _ = convolution(x, lambda n: x[0, :n], rows=rows, state=None, causal=True)
     short, _ = short_convolution(x, x[0, :3].T, rows=rows, state=None, causal=True)
+    dense, _ = dense_convolution(x, x[:, :3], rows=rows, state=None, causal=True)
     assert y.shape == short.shape == x.shape
+    assert dense.shape == (2, 50, 2)

@@ -1,7 +1,7 @@
-"""Convolutions over tokens: short ones by shifted products, long ones by FFT; each channel by itself.
+"""Convolutions over tokens: short ones by shifted products, of channels or of matrices; long ones by FFT.
 
 Short, W taps: y[t] = sum_j weight[:, j] x[t - before + j], with before = W - 1 when causal (weight[:, -1] is
-the current token's) and W // 2 otherwise, so that (W - 1) // 2 taps reach forward.
+the current token's) and W // 2 otherwise, so that (W - 1) // 2 taps reach forward. Dense: weight[:, j] is a matrix.
 Long: y[t] = sum_s w[t - s] x[s], over the past and the present, or over the whole segment when two-sided.
 """
 
@@ -18,6 +18,10 @@ from torch.autograd.function import once_differentiable
 from ..segments import Rows
 from .alignment import align, each_segment
 from .cost import report_flops
+from .spacing import space
+
+_CACHED = 2**18
+"""How many numbers of one tensor stay in a processor's cache while all taps of a short convolution pass over them."""
 
 
 def convolution(
@@ -138,42 +142,141 @@ def short_convolution(
     Returns:
         y [B, T, E], zero at padding, and the state after `x` (None unless causal).
     """
-    T, W = x.shape[1], weight.shape[1]
+    before, after = _reach(weight.shape[1], causal)
     compute = torch.promote_types(x.dtype, torch.float32)
-    taps = weight.to(compute).unbind(1)
-    before = W - 1 if causal else W // 2
-    tokens, order = (x, None) if rows.valid is None else _to_front(x, rows.valid)
-    lead = x.new_zeros(x.shape[0], before, x.shape[2]) if state is None else state
-    padded = F.pad(torch.cat([lead, tokens], 1), (0, 0, 0, W - 1 - before))
-    if order is None:
-        y = padded[:, :T] * taps[0]
-        for j in range(1, W):
-            y = torch.addcmul(y, padded[:, j : j + T].to(compute), taps[j])
-        # A copy, so that a kept state does not keep the whole sequence alive.
-        return y.to(x.dtype), padded[:, T:].clone() if causal else None
-    ids = F.pad(rows.ids.gather(1, order), (before, W - 1 - before))
-    if rows.past is not None:
-        ids[:, :before] = rows.past.segment[:, None]
-    own = ids[:, before : before + T]
-    y = torch.zeros_like(tokens, dtype=compute)
-    for j in range(W):
-        tap = padded[:, j : j + T].masked_fill((ids[:, j : j + T] != own)[..., None], 0)
-        y = torch.addcmul(y, tap.to(compute), taps[j])
-    back = order.argsort(1)[..., None].expand_as(y)
-    return y.gather(1, back).to(x.dtype), _last(padded, ids, rows, W - 1) if causal else None
+    taps = weight.to(compute).T
+    if rows.plain and state is not None and x.shape[1] == 1:
+        window = torch.cat([state.to(x.dtype), x], 1)  # decoding: one product with what the taps see
+        return (window * taps).sum(1, keepdim=True).to(x.dtype), window[:, 1:]
+    taps = taps.contiguous()
+    if rows.plain and state is None:
+        y: Tensor = _Depthwise.apply(x.to(compute), taps, before)
+        kept = x[:, max(0, x.shape[1] - before) :]
+        return y.to(x.dtype), F.pad(kept, (0, 0, before - kept.shape[1], 0)) if causal else None
+    spaced = space(x, rows, state, before, after)
+    y = _Depthwise.apply(spaced.tokens.to(compute), taps, before)
+    return spaced.pick(y).to(x.dtype), spaced.last() if causal else None
 
 
-def _to_front(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The real tokens of each row at its front, zeros behind them, and where they came from [B, T]."""
-    order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-    x = x.masked_fill(~valid[..., None], 0)
-    return x.gather(1, order[..., None].expand_as(x)), order
+def dense_convolution(
+    x: Tensor, weight: Tensor, *, rows: Rows, state: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Convolve with few taps that are matrices; like a linear map, it computes in the dtype of `x`, or autocast's.
+
+    Args:
+        x: [B, T, E].
+        weight: [F, W, E]; which tap reads what is as in `short_convolution`.
+        rows: segments and padding of the tokens.
+        state: [B, W - 1, E], the last tokens of the current segment, zero where there were fewer; None is
+            no past.
+        causal: read the past only.
+
+    Returns:
+        y [B, T, F], zero at padding, and the state after `x` (None unless causal).
+    """
+    before, after = _reach(weight.shape[1], causal)
+    if rows.plain and state is not None and x.shape[1] == 1:
+        window = torch.cat([state.to(x.dtype), x], 1)  # decoding: one product with what the taps see
+        return F.linear(window.flatten(1), weight.flatten(1))[:, None], window[:, 1:]
+    kind = x.device.type
+    automatic = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    compute = torch.get_autocast_dtype(kind) if automatic else x.dtype
+    spaced = space(x, rows, state, before, after)
+    B, L, E = spaced.tokens.shape
+    y: Tensor = _Dense.apply(spaced.tokens.reshape(B * L, E).to(compute), weight.to(compute), before)
+    return spaced.pick(y.view(B, L, len(weight))), spaced.last() if causal else None
 
 
-def _last(padded: Tensor, ids: Tensor, rows: Rows, count: int) -> Tensor:
-    """[B, count, E]: the last tokens of the current segment, before the padding at the end of each row."""
-    assert rows.valid is not None
-    places = rows.valid.sum(1, keepdim=True) + torch.arange(count, device=ids.device)
-    foreign = ids.gather(1, places) != rows.after().segment[:, None]
-    tokens = padded.gather(1, places[..., None].expand(-1, -1, padded.shape[2]))
-    return tokens.masked_fill(foreign[..., None], 0)
+def _reach(width: int, causal: bool) -> tuple[int, int]:
+    """How many tokens back and ahead `width` taps read."""
+    before = width - 1 if causal else width // 2
+    return before, width - 1 - before
+
+
+class _Depthwise(torch.autograd.Function):
+    """y[t] = Σ_j taps[j] ⊙ x[t + j - before] over x [B, T, E], zero outside of it; taps [W, E]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, before: int) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        ctx.before = before
+        return _shifted_sum(x, taps, [j - before for j in range(len(taps))])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = outputs
+        x, taps = ctx.saved_tensors
+        offsets = [j - ctx.before for j in range(len(taps))]
+        return _shifted_sum(grad, taps, [-offset for offset in offsets]), _correlation(x, grad, offsets), None
+
+
+def _shifted_sum(x: Tensor, taps: Tensor, offsets: list[int]) -> Tensor:
+    """Σ_j taps[j] ⊙ x[t + offsets[j]]; one of the offsets is 0."""
+    y = torch.empty_like(x)
+    whole = offsets.index(0)
+    for start, end in _blocks(x):
+        torch.mul(x[:, start:end], taps[whole], out=y[:, start:end])
+        for tap, offset in zip(taps.unbind(), offsets, strict=True):
+            first, last = max(start, -offset), min(end, x.shape[1] - offset)
+            if offset and first < last:
+                y[:, first:last].addcmul_(x[:, first + offset : last + offset], tap)
+    return y
+
+
+def _correlation(x: Tensor, grad: Tensor, offsets: list[int]) -> Tensor:
+    """Σ_t x[t + offset] ⊙ grad[t], for each offset."""
+    total = x.new_zeros(len(offsets), x.shape[2])
+    room: Tensor | None = None
+    for start, end in _blocks(x):
+        room = torch.empty_like(x[:, start:end]) if room is None else room
+        for row, offset in zip(total.unbind(), offsets, strict=True):
+            first, last = max(start, -offset), min(end, x.shape[1] - offset)
+            if first < last:
+                products = room[:, : last - first]
+                torch.mul(x[:, first + offset : last + offset], grad[:, first:last], out=products)
+                row += products.sum((0, 1))
+    return total
+
+
+def _blocks(x: Tensor) -> list[tuple[int, int]]:
+    """Spans of tokens for all taps at once, as large as the cache allows; one span on other devices."""
+    B, T, E = x.shape
+    size = max(1, _CACHED // (B * E)) if x.device.type == "cpu" else T
+    return [(start, min(start + size, T)) for start in range(0, T, size)]
+
+
+class _Dense(torch.autograd.Function):
+    """y[i] = Σ_j weight[:, j] x[i + j - before] over x [N, E], zero where a tap would read outside of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, before: int) -> Tensor:
+        N, (F, W, _) = len(x), weight.shape
+        y = x.new_zeros(N, F, dtype=torch.promote_types(x.dtype, torch.float32))
+        n = N - W + 1
+        for j in range(W):
+            _add_product(y[before : before + n], x[j : j + n], weight[:, j].T)
+        ctx.save_for_backward(x, weight)
+        ctx.before = before
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        n = len(x) - weight.shape[1] + 1
+        grad = outputs[0][ctx.before : ctx.before + n]
+        grad_x = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        grad_weight = torch.empty_like(weight)
+        for j in range(weight.shape[1]):
+            _add_product(grad_x[j : j + n], grad, weight[:, j])
+            grad_weight[:, j] = grad.T @ x[j : j + n]
+        return grad_x.to(x.dtype), grad_weight, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, in place."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, out=total)
+    else:
+        total += a @ b
