@@ -29,6 +29,7 @@ from paribus.evaluation.cost import (
 )
 from paribus.nn.backbone import on_meta, parameter_count
 from paribus.nn.initialization import initialize
+from paribus.nn.kernels.choice import Implementation, using
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.optim.optimizer import make_optimizer
@@ -65,6 +66,8 @@ class Trainer:
     batches: Batches
     model: Any
     optimizer: Any
+    kernels: Implementation | None
+    """Who computes the gated kernels in training steps; None is torch."""
     total_steps: int = 0
     flops_per_token: float = 0.0
     progress: Progress = field(default_factory=Progress)
@@ -94,19 +97,21 @@ def train(
         The content of result.json; ``status`` is "finished" or "diverged".
 
     Raises:
-        ValueError: settings that do not fit, a folder of another run, a run in progress elsewhere.
+        ValueError: settings that do not fit, a device or kernels that this machine lacks, a folder of another run, a
+            run in progress elsewhere.
         OSError: the disk is full or fails; what was written before stays whole.
     """
     check_model(run)
     batches = Batches(run.data, cache)
     _check_tokenizer(run, batches)
     accelerator = _accelerator(run)
+    kernels = _kernels(run)
     with locked(folder):  # only now: what was refused leaves no folder
         open_record(folder, run, batches.manifests(), accept_stale)
         result = read_result(folder)
         if result is None or result["journal_events"] > len(read_journal(folder / JOURNAL)):
             torch.set_num_threads(run.threads)
-            trainer = _set_up(run, accelerator, batches, folder)
+            trainer = _set_up(run, accelerator, kernels, batches, folder)
             result = _loop(trainer, folder, Measure(run, cache), watch)
             write_json(folder / "result.json", result)
         return result
@@ -153,7 +158,17 @@ def _accelerator(run: Run) -> Accelerator:
     return accelerator
 
 
-def _set_up(run: Run, accelerator: Accelerator, batches: Batches, folder: Path) -> Trainer:
+def _kernels(run: Run) -> Implementation | None:
+    if run.kernels == "torch":
+        return None
+    from paribus.nn.kernels.fla import implementation  # which takes seconds to import
+
+    return implementation()
+
+
+def _set_up(
+    run: Run, accelerator: Accelerator, kernels: Implementation | None, batches: Batches, folder: Path
+) -> Trainer:
     set_seed(run.seed)
     reset_peak_memory()
     model = build_model(run)
@@ -164,7 +179,7 @@ def _set_up(run: Run, accelerator: Accelerator, batches: Batches, folder: Path) 
     optimizer = make_optimizer(run.optimizer, model.named_parameters())
     progress = load_checkpoint(folder / "checkpoints", model, optimizer, len(read_journal(folder / JOURNAL)))
     model, optimizer = accelerator.prepare(model, optimizer)
-    trainer = Trainer(run, accelerator, batches, model, optimizer, 0, flops_per_token, progress)
+    trainer = Trainer(run, accelerator, batches, model, optimizer, kernels, 0, flops_per_token, progress)
     trainer.total_steps = _solve_steps(trainer, folder)
     return trainer
 
@@ -192,7 +207,7 @@ def _seconds_per_step(trainer: Trainer) -> float:
     with torch.random.fork_rng():
         for step in range(_CALIBRATION_STEPS):
             begin = time.perf_counter()
-            trainer.accelerator.backward(_loss(trainer, trainer.batches.batch(step)))
+            _forward_and_backward(trainer, trainer.batches.batch(step))
             times.append(time.perf_counter() - begin)
             trainer.optimizer.zero_grad()
     return sorted(times)[len(times) // 2]
@@ -258,13 +273,20 @@ def _update(trainer: Trainer, batch: Batch) -> tuple[float, float, float]:
     lr = run.optimizer.lr * run.schedule.factor(trainer.progress.step, trainer.total_steps)
     for group in trainer.optimizer.param_groups:
         group["lr"] = lr
-    loss = _loss(trainer, batch)
-    trainer.accelerator.backward(loss)
+    loss = _forward_and_backward(trainer, batch)
     limit = run.optimizer.clip_norm or math.inf
     norm = trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), limit)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     return loss.item(), float(norm), lr
+
+
+def _forward_and_backward(trainer: Trainer, batch: Batch) -> Tensor:
+    """The loss of `batch`, and its gradients, by the kernels that the run has chosen."""
+    with using(trainer.kernels):
+        loss = _loss(trainer, batch)
+        trainer.accelerator.backward(loss)
+    return loss
 
 
 def _loss(trainer: Trainer, batch: Batch) -> Tensor:

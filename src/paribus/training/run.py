@@ -92,12 +92,17 @@ class Run:
     threads: int = 1
     """CPU threads; part of the run, as sums round differently with another number."""
     gradient_checkpointing: bool = False
+    kernels: Literal["torch", "fla"] = "torch"
+    """Who computes `recurrence` and `delta` in training steps: this library, or flash-linear-attention, which needs
+    device "cuda". It is the run's choice, never the model's: evaluation and what is published always use torch."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(character.isalnum() or character in "-_.+=" for character in self.name):
             raise ValueError(f"run: name is {self.name!r}; letters, digits and - _ . + = are allowed")
         if self.threads < 1:
             raise ValueError(f"run: threads is {self.threads}; at least 1 is needed")
+        if self.kernels == "fla" and self.device != "cuda":
+            raise ValueError(f"run: kernels is 'fla', which needs device 'cuda'; device is '{self.device}'")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"run: seed is {self.seed}; 0 to 2^32 - 1 are allowed")
         read_model_config(self.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .run import Run
 
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "safetensors", "tokenizers")
+_OPTIONAL = ("flash-linear-attention",)
 
 
 def source_hashes(run: Run) -> dict[str, str]:
@@ -54,7 +55,15 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **{name: version(name) for name in _LIBRARIES},
+        **{name: installed for name in _OPTIONAL if (installed := _installed(name)) is not None},
     }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _components(model: Mapping[str, Any]) -> set[tuple[str, str]]:

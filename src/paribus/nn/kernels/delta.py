@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..segments import Rows
+from .choice import in_use
 from .chunks import Gates, Moment, chunk_length, full_precision, merge, run_form, split, weigh
 
 
@@ -49,7 +50,7 @@ def delta(
         erase: [B, T, H, K] r, which reads what is corrected; None is k.
         erase_undecayed: r reads the state before the decay into its token instead of after it.
         write: k₂ [B, T, H, K] and v₂ [B, T, H, V], written as they are beside the correction.
-        algorithm: "chunked", or "reference": one token after the other in float64.
+        algorithm: "chunked" (by what `choice.using` has chosen), or "reference": one token after the other in float64.
 
     Returns:
         o [B, T, H, V], and the state after the last token in float32 or wider (None when two-directional).
@@ -66,6 +67,9 @@ def delta(
         writes["second_k"], writes["second_v"] = write
     elif v is None:
         raise ValueError("delta: nothing to write: v and write are both None")
+    if (chosen := in_use()) is not None and algorithm == "chunked":
+        special = {"erase": erase, "erase_undecayed": erase_undecayed, "write": write}
+        return chosen.delta(q, k, v, write_strength, log_decay, rows=rows, state=state, causal=causal, **special)
     return run_form(
         {"chunked": partial(_chunked, erase_undecayed), "reference": partial(_steps, erase_undecayed)},
         algorithm,

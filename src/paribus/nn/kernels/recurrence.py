@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ..segments import Rows
 from ..settings import nearest
+from .choice import in_use
 from .chunks import Form, Gates, Moment, chunk_length, merge, run_form, split, weigh
 from .values import weigh_values
 
@@ -50,7 +51,7 @@ def recurrence(
         state: [B, H, K, V] before the first token; None is zero.
         readout: "key" gives Sᵀ q, "value" gives S q.
         bonus: [H, K] u, the weight of the token itself; None reads the token like all others.
-        algorithm: "chunked", or "reference": one token after the other in float64.
+        algorithm: "chunked" (by what `choice.using` has chosen), or "reference": one token after the other in float64.
 
     Returns:
         o [B, T, H, V], or [B, T, H, K] with readout "value", and the state after the last token in float32 or wider
@@ -63,6 +64,9 @@ def recurrence(
         raise ValueError(f"unknown readout '{readout}'; {nearest(readout, _FORMS)}")
     if bonus is not None and readout == "value":
         raise ValueError("recurrence: a bonus is for readout 'key' only")
+    if (chosen := in_use()) is not None and algorithm == "chunked":
+        options: dict[str, Any] = {"rows": rows, "state": state, "causal": causal, "readout": readout, "bonus": bonus}
+        return chosen.recurrence(q, k, v, log_decay, **options)
     wide = q.to(torch.promote_types(q.dtype, torch.float32))
     moments: dict[str, Moment] = {} if bonus is None else {"forward": "undecayed", "backward": "undecayed"}
     o, state = run_form(
