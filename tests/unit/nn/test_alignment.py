@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paribus.nn.kernels.alignment import align, each_segment
+from paribus.nn.kernels.alignment import align, each_segment, history_of
 from paribus.nn.segments import Past, resolve
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments
 
@@ -84,3 +84,15 @@ def test_agrees_with_one_segment_at_a_time(length: int, seed: int) -> None:
         for run in (fast, plain):
             for cuts in ([length], random_cuts(length, seed)):
                 close(in_pieces(run, [x], ids, cuts), whole, 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("length", [1, 7, 65])
+def test_a_history_from_all_tokens_so_far(length: int, seed: int) -> None:
+    x = torch.randn(4, length, 2, 3, dtype=torch.float64)
+    for segments in (None, random_segments(4, length, seed), torch.zeros(4, length)):
+        rows = resolve(x, segments, None)
+        expected = align(x, rows, None).history
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+        got = history_of(x[:, order], rows.ids[:, order], rows.positions[:, order], rows.after())
+        assert torch.equal(got, expected)

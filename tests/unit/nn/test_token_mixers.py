@@ -63,3 +63,73 @@ def test_mlp_mixer_scales_rows_alike() -> None:
     M = LENGTH + 3
     first = plain.first[0, 0, 0] * x * M**0.5
     agree("first token", scaled(x)[0], plain.second[0, 0, 0] * F.gelu(first) * M**0.5, 1e-12)
+
+
+def gmlp_answers(mixer: Any, x: Tensor, causal: bool) -> list[Tensor]:
+    """The paper's equations; with tiny attention if the mixer has it."""
+    heads, E = mixer.config.num_heads, mixer.output.in_features
+    z1, z2 = F.gelu(x @ mixer.value.weight.T), F.gelu(x @ mixer.gate.weight.T)
+    normed = F.layer_norm(z2, (E,), mixer.norm.weight, None, 1e-6)
+    outputs = []
+    for i in range(LENGTH):
+        gate = torch.zeros(heads, E // heads, dtype=torch.float64)
+        for j in reads(i, causal):
+            gate = gate + mixer.spatial[:, i, j, None] * normed[j].view(heads, -1)
+        if mixer.spatial_bias is not None:
+            gate = gate + mixer.spatial_bias[:, i, None]
+        gate = gate.flatten()
+        if mixer.config.attention_width:
+            q, k, v = (x @ mixer.attention.weight.T).chunk(3, -1)
+            scores = torch.stack([q[i] @ k[j] for j in reads(i, causal)]) / q.shape[1] ** 0.5
+            mixed = sum(weight * v[j] for weight, j in zip(scores.softmax(0), reads(i, causal), strict=True))
+            gate = gate + mixer.attention_output.weight @ mixed
+        bound = {"none": lambda g: g, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[mixer.config.gate_activation]
+        outputs.append(mixer.output.weight @ (z1[i] * bound(gate)))
+    return outputs
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"preset": "paper_attention"}, {"preset": "thread"}, {"preset": "tanh"}, {"gate_activation": "sigmoid"}],
+    ids=str,
+)
+def test_gmlp(settings: dict[str, Any], causal: bool) -> None:
+    mixer, x = made("gmlp", causal, **settings), tokens(1, LENGTH, width=WIDTH)[0]
+    equal(mixer, x, gmlp_answers(mixer, x, causal))
+
+
+def test_gmlp_begins_as_a_plain_mlp() -> None:
+    mixer, x = build(MIXER, "gmlp", width=WIDTH), tokens(1, 100, width=WIDTH)
+    agree("gmlp", mixer(x)[0], mixer.output(F.gelu(mixer.value(x))), 0.1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"preset": "fixed"}], ids=str)
+def test_container(settings: dict[str, Any], causal: bool) -> None:
+    mixer, x = made("container", causal, num_heads=2, **settings), tokens(1, LENGTH, width=WIDTH)[0]
+    q, k, v = ((x @ part.weight.T).view(LENGTH, 2, 4) for part in (mixer.query, mixer.key, mixer.value))
+    outputs = []
+    for i in range(LENGTH):
+        heads = []
+        for h in range(2):
+            scores = torch.stack([q[i, h] @ k[j, h] / 2 for j in reads(i, causal)]).softmax(0)
+            dynamic = sum(score * v[j, h] for score, j in zip(scores, reads(i, causal), strict=True))
+            static = sum(mixer.static[h, i, j] * v[j, h] for j in reads(i, causal))
+            learned = not settings
+            a, b = (mixer.dynamic_weight[h], mixer.static_weight[h]) if learned else (1, 1)
+            heads.append(a * dynamic + b * static)
+        outputs.append(mixer.output.weight @ torch.cat(heads))
+    equal(mixer, x, outputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("position", ["rotary", "none"])
+def test_container_without_its_matrix_is_attention(position: str, causal: bool) -> None:
+    container = made("container", causal, num_heads=2, position=position, coefficients="fixed")
+    attention = made("attention", causal, num_heads=2, position=position)
+    x = tokens(2, LENGTH, width=WIDTH)
+    with torch.no_grad():
+        container.static.zero_()
+        attention.load_state_dict({k: v for k, v in container.state_dict().items() if k != "static"})
+    agree("container", container(x)[0], attention(x)[0], 1e-12)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..segments import Rows
+from ..segments import Past, Rows
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,23 @@ def _align_segments(x: Tensor, rows: Rows, history: Tensor | None) -> Aligned:
     tokens = tokens.index_put((places[0][rows.valid], places[1][rows.valid]), x[rows.valid])
     kept = tokens[row[:, -1], : int(after.position.max())]
     return Aligned(tokens, _mask(kept, after.segment != 0), places, rows.valid)
+
+
+def history_of(x: Tensor, ids: Tensor, positions: Tensor, past: Past) -> Tensor:
+    """A history out of what another kernel keeps of all tokens so far, in any order.
+
+    Args:
+        x: [B, S, ...].
+        ids: [B, S] segments, 0 = padding.
+        positions: [B, S] true positions.
+        past: where the rows stand after these tokens.
+
+    Returns:
+        [B, S', ...], those of the current segment at their true positions, zero behind the last one.
+    """
+    batch, place = ((ids == past.segment[:, None]) & (ids != 0)).nonzero(as_tuple=True)
+    room = x.new_zeros(x.shape[0], int(past.position.max()), *x.shape[2:])
+    return room.index_put((batch, positions[batch, place]), x[batch, place])
 
 
 def _mask(x: Tensor, keep: Tensor) -> Tensor:
