@@ -133,3 +133,46 @@ def test_container_without_its_matrix_is_attention(position: str, causal: bool) 
         container.static.zero_()
         attention.load_state_dict({k: v for k, v in container.state_dict().items() if k != "static"})
     agree("container", container(x)[0], attention(x)[0], 1e-12)
+
+
+def synthetic_score(mixer: Any, h: int, i: int, j: int, hidden: Tensor) -> Tensor:
+    """The score of position j for position i in head h; hidden [V] of position i."""
+    kind = mixer.config.scores
+    if kind == "random":
+        return mixer.random[h, i, j]
+    if kind == "factorized_random":
+        return mixer.random_rows[h, i] @ mixer.random_columns[h, j]
+    if kind == "factorized_dense":
+        fine = mixer.dense_fine.shape[2]
+        return (hidden @ mixer.dense_coarse[h, :, j // fine]) * (hidden @ mixer.dense_fine[h, :, j % fine])
+    dense = hidden @ mixer.dense[h, :, j]
+    if kind == "dense":
+        return dense
+    share = mixer.mixture.softmax(0)
+    return share[0] * mixer.random[h, i, j] + share[1] * dense
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scores", ["random", "factorized_random", "dense", "factorized_dense", "mixture"])
+def test_synthesizer(scores: str, causal: bool) -> None:
+    mixer = made("synthesizer", causal, num_heads=2, scores=scores, rank=3)
+    x = tokens(1, LENGTH, width=WIDTH)[0]
+    v = (x @ mixer.value.weight.T).view(LENGTH, 2, 4)
+    hidden = v if mixer.hidden is None else F.relu(x @ mixer.hidden.weight.T).view(LENGTH, 2, 4)
+    outputs = []
+    for i in range(LENGTH):
+        heads = []
+        for h in range(2):
+            row = torch.stack([synthetic_score(mixer, h, i, j, hidden[i, h]) for j in reads(i, causal)]).softmax(0)
+            heads.append(sum(weight * v[j, h] for weight, j in zip(row, reads(i, causal), strict=True)))
+        outputs.append(mixer.output.weight @ torch.cat(heads))
+    equal(mixer, x, outputs)
+
+
+@pytest.mark.parametrize("scores", ["factorized_random", "dense", "factorized_dense", "mixture"])
+def test_synthesizers_are_bound_to_their_length(scores: str) -> None:
+    mixer, x = made("synthesizer", True, scores=scores, longest=8), tokens(1, 9, width=WIDTH)
+    _, state = mixer(x[:, :8], keep_state=True)
+    for piece, past in ((x, None), (x[:, 8:], state)):
+        with pytest.raises(ValueError, match="9 tokens is longer than the 8"):
+            mixer(piece, state=past)
