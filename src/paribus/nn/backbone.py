@@ -39,7 +39,7 @@ class ParibusModel(ParibusPreTrainedModel):
         get_initialization(config.initialization)
         self.embedding: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
-        self.norm = make_norm("rms_norm", config.hidden_size)
+        self.norm = make_norm(config.norm, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -27,6 +27,8 @@ class BlockConfig:
 class ParibusConfig(PretrainedConfig):
     """Sizes, ``blocks`` by name, and the ``layout``: the pattern of block names, repeated to `num_hidden_layers`.
 
+    ``norm`` is the last one, after all blocks; each block names those before its own mixers.
+
     Published checkpoints import this class; it is never subclassed (a subclass would lose its ``__init__``).
 
     Raises:
@@ -44,6 +46,7 @@ class ParibusConfig(PretrainedConfig):
         blocks: Mapping[str, Any] = DEFAULT_BLOCKS,
         layout: tuple[str, ...] | list[str] = ("main",),
         causal: bool = True,
+        norm: str = "rms_norm",
         initialization: str = "fan_in",
         tie_word_embeddings: bool = False,
         bos_token_id: int = 255,
@@ -58,6 +61,7 @@ class ParibusConfig(PretrainedConfig):
         self.blocks = {name: dict(block) for name, block in blocks.items()}
         self.layout = list(layout)
         self.causal = causal
+        self.norm = norm
         self.initialization = initialization
         self._check()
         super().__init__(  # type: ignore[call-arg]  # its fields are made by a decorator that mypy cannot follow
