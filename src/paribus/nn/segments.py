@@ -42,6 +42,15 @@ class Rows:
         """Whether neither padding nor segment boundaries occur: nothing needs to be masked."""
         return self.valid is None and self.starts is None
 
+    def repeated(self, n: int) -> Rows:
+        """The same rows with n steps in each token's place, for kernels that take several steps a token."""
+        ids, positions = (x.repeat_interleave(n, 1) for x in (self.ids, self.positions))
+        valid = None if self.valid is None else self.valid.repeat_interleave(n, 1)
+        if self.starts is None:
+            return Rows(ids, positions, valid, None, self.past)
+        starts = torch.nn.functional.pad(self.starts[..., None], (0, n - 1)).flatten(1)
+        return Rows(ids, positions, valid, starts, self.past)
+
     def after(self) -> Past:
         """Where the rows stand after these tokens."""
         if self.valid is None:
