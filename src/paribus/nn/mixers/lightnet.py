@@ -4,7 +4,7 @@
     S[t] = Diag(f[t]) S[t-1] + k[t] v[t]ᵀ        o[t] = S[t]ᵀ silu(W_q x[t])        y = W_o (silu(W₂ W₁ x) ⊙ norm(o))
 
 which is o[t] = Σ_{s ≤ t} (exp(W_k x[s] - z[t]) · silu(W_q x[t])) v[s]. causal=False takes z over the whole segment,
-natively: every token reads Σ_s exp(W_k x[s] - z) v[s]ᵀ, without decay and in one scan.
+natively: every token reads Σ_s exp(W_k x[s] - z) v[s]ᵀ, without decay.
 
 Paper:    Qin et al. 2024, arXiv:2405.21022; published code was read, nothing was copied
 Differs:  no biases; the gate's rank is the width of a head; the position encodings of the paper, which belong to a
