@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paribus.evaluation.contract.subjects import MIXER, agree, build, tokens
+from paribus.nn.mixer import Context
 
 LENGTH, WIDTH = 21, 8
 
@@ -176,3 +177,29 @@ def test_synthesizers_are_bound_to_their_length(scores: str) -> None:
     for piece, past in ((x, None), (x[:, 8:], state)):
         with pytest.raises(ValueError, match="9 tokens is longer than the 8"):
             mixer(piece, state=past)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8])
+@pytest.mark.parametrize("length", [1, 2, 7, 20])
+def test_fnet_is_torchs_transform(length: int, width: int) -> None:
+    mixer, x = build(MIXER, "fnet", width=width, causal=False), tokens(2, length, width=width)
+    agree("fnet", mixer(x)[0], torch.fft.fft2(x, norm="ortho").real, 1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 8])
+def test_masked_fnet(width: int) -> None:
+    longest, length = 19, 17
+    mixer, x = build(MIXER, "fnet", width=width, longest=longest), tokens(1, length, width=width)
+    spectrum, outputs = torch.fft.fft(x[0]), []
+    for i in range(length):
+        waves = torch.exp(-2j * torch.pi * i * torch.arange(i + 1, dtype=torch.float64) / longest)
+        outputs.append((waves @ spectrum[: i + 1]).real / ((i + 1) * width) ** 0.5)
+    equal(mixer, x[0], outputs)
+
+
+def test_fnet_shares_its_waves_between_layers() -> None:
+    mixer, x, context = build(MIXER, "fnet"), tokens(2, 9), Context(tables={})
+    alone, _ = mixer(x)
+    for length in (9, 9, 5):
+        agree("fnet", mixer(x[:, :length], context=context)[0], alone[:, :length], 1e-12)
+    assert len(context.tables) == 2

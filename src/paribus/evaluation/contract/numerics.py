@@ -29,15 +29,15 @@ def check_half_precision(kind: Kind, name: str) -> None:
     exact, x = build(kind, name), tokens(2, 40)
     expected = kind.output(exact, x).detach()
     half = kind.output(build(kind, name, dtype=torch.bfloat16), x.bfloat16())
-    module = build(kind, name, dtype=torch.float32)
+    module, single = build(kind, name, dtype=torch.float32), x.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        automatic = kind.output(module, x.float())
+        automatic = kind.output(module, single)
     for way, y in (("bfloat16", half), ("autocast", automatic)):
         error = float((y.detach().double() - expected).norm() / expected.norm())
         assert error < HALF, f"{name}: {way}: relative error {error:.3f}, allowed {HALF}"
     automatic.float().square().sum().backward()
-    for part, parameter in module.named_parameters():
-        finite(f"{name}: autocast: gradient of {part}", parameter.grad)
+    for part, tensor in (("x", single), *module.named_parameters()):
+        finite(f"{name}: autocast: gradient of {part}", tensor.grad)
 
 
 def check_gradients(kind: Kind, name: str) -> None:
@@ -72,11 +72,12 @@ def check_gradient_values(kind: Kind, name: str) -> None:
 def check_long(kind: Kind, name: str) -> None:
     """2,048 tokens give finite answers and gradients."""
     module = build(kind, name, dtype=torch.float32, longest=2048)
-    y = kind.output(module, tokens(1, 2048, dtype=torch.float32))
+    x = tokens(1, 2048, dtype=torch.float32).requires_grad_()
+    y = kind.output(module, x)
     finite(f"{name}: 2,048 tokens", y)
     y.square().mean().backward()
-    for part, parameter in module.named_parameters():
-        finite(f"{name}: 2,048 tokens: gradient of {part}", parameter.grad)
+    for part, tensor in (("x", x), *module.named_parameters()):
+        finite(f"{name}: 2,048 tokens: gradient of {part}", tensor.grad)
 
 
 def check_loud(kind: Kind, name: str) -> None:
