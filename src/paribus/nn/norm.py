@@ -23,12 +23,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = outputs
         x, weight, scale = ctx.saved_tensors
         product = grad * x
         along = (product @ weight)[..., None] * scale.square() / -x.shape[-1]
-        grad_weight = torch.mv(product.flatten(0, -2).T, scale.flatten())
+        grad_weight = torch.mv(product.flatten(0, -2).T, scale.flatten()) if ctx.needs_input_grad[1] else None
         return (grad * weight).addcmul_(x, along).mul_(scale), grad_weight, None
 
 
@@ -53,6 +53,23 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
 
+class SimpleRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) over the last axis, without a weight (Qin et al. 2023, arXiv:2307.14995)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width = width
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        if x.device.type != "cpu":
+            return functional.rms_norm(x, (self.width,), None, self.eps)
+        compute = torch.promote_types(x.dtype, torch.float32)
+        y: Tensor = _RMSNorm.apply(x.to(compute), torch.ones(self.width, dtype=compute), self.eps)
+        return y.to(x.dtype)
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) ⊙ weight over the last axis, no bias (Ba et al. 2016, arXiv:1607.06450)."""
 
@@ -70,7 +87,11 @@ class LayerNorm(nn.Module):
         nn.init.ones_(self.weight)
 
 
-NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+NORMS: dict[str, type[RMSNorm] | type[SimpleRMSNorm] | type[LayerNorm]] = {
+    "rms_norm": RMSNorm,
+    "simple_rms_norm": SimpleRMSNorm,
+    "layer_norm": LayerNorm,
+}
 
 
 def make_norm(name: str, width: int) -> nn.Module:

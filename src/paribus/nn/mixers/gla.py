@@ -2,9 +2,10 @@
 
     S[t] = Diag(a[t]) S[t-1] + k[t] v[t]ᵀ        o[t] = S[t]ᵀ q[t] / √K        y = W_o (swish(W_g x) ⊙ norm(o))
 
-Paper:    Yang et al. 2023, arXiv:2312.06635; with decay "constant_retnet", retention: Sun et al. 2023, arXiv:2307.08621
+Paper:    Yang et al. 2023, arXiv:2312.06635
 Differs:  no biases but the decay's; the decay is any of the registry's, in the paper "sigmoid_temperature" per
-          channel; causal=False adds the same recurrence from the end, without counting the token itself twice
+          channel; causal=False adds the same recurrence from the end, without counting the token itself twice;
+          initialization "paper" is that of the published code: every map Xavier uniform, gain 2^(-2.5)
 Shapes:   q, k, a [B, T, H, K], K = key_expansion D / H; v [B, T, H, V], V = D / H; state [B, H, K, V] in float32
 Cost:     8 D² + 4 D K + 3 D C FLOPs a token in chunks of C tokens with K = V / 2, and the decay's projections; state
           D K numbers, whatever the length
@@ -29,7 +30,6 @@ from ..state import State
 
 PRESETS: dict[str, dict[str, Any]] = {
     "simple": {"granularity": "scalar"},
-    "retention": {"decay": "constant_retnet", "granularity": "scalar", "key_expansion": 1.0},
     "tied": {"decay": "lower_bounded", "tied": True, "key_expansion": 1.0},
 }
 
@@ -57,6 +57,7 @@ class GatedLinearAttention(Mixer):
         granularity: Literal["scalar", "channel"] = "channel"
         tied: bool = False
         """Multiply the keys by 1 - a, so that as much is written as is forgotten."""
+        initialization: Literal["house", "paper"] = "house"
 
     def __init__(self, placement: Placement, config: Config) -> None:
         super().__init__(placement, config)
@@ -90,3 +91,10 @@ class GatedLinearAttention(Mixer):
         o, memory = recurrence(q, k, v, gate.log_decay, rows=rows, state=memory, causal=self.placement.causal)
         y = self.output(functional.silu(self.gate(x)) * self.norm(o).flatten(2))
         return y, GatedLinearState(memory, gate.state)
+
+    def reset_parameters(self) -> None:
+        """The paper's values, if they are asked for."""
+        if self.config.initialization == "paper":
+            for part in self.modules():
+                if isinstance(part, nn.Linear):
+                    nn.init.xavier_uniform_(part.weight, gain=2**-2.5)
