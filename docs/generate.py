@@ -23,6 +23,7 @@ KINDS = {
     "hybrids": (PACKAGE / "nn" / "hybrids.py", "Which mixer stands in which layer; the name is a model's `layout`."),
     "corpora": (PACKAGE / "data" / "corpora", "Embedded text; a path of yours is a corpus too."),
     "decays": (PACKAGE / "nn" / "decay.py", "How fast a recurrent state forgets; mixers share them."),
+    "features": (PACKAGE / "nn" / "features.py", "What linear attention makes of queries and keys."),
     "norms": (PACKAGE / "nn" / "norm.py", "What stands before each mixer."),
     "initializations": (PACKAGE / "nn" / "initialization.py", "Where weights begin."),
 }

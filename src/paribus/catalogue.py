@@ -81,6 +81,10 @@ def _registered(kind: str) -> dict[str, Any]:
         from paribus.nn.decay import DECAYS
 
         return dict(DECAYS)
+    if kind == "features":
+        from paribus.nn.features import FEATURES
+
+        return dict(FEATURES)
     if kind == "norms":
         from paribus.nn.norm import NORMS
 

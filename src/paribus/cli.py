@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-KINDS = ("mixers", "channels", "hybrids", "decays", "norms", "initializations", "corpora")
+KINDS = ("mixers", "channels", "hybrids", "decays", "features", "norms", "initializations", "corpora")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
