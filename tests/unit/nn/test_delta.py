@@ -110,6 +110,75 @@ def test_no_decay_is_the_global_triangular_solve() -> None:
         close(o, expected.transpose(1, 2), 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["none", "scalar", "channel"])
+def test_is_one_global_solve_for_values_of_the_recurrence(kind: str) -> None:
+    q, k, v, strength, *decay = make_case("delta", kind, 50).tokens
+    log_decay = decay[0] if decay else None
+    wide = torch.zeros_like(q) if log_decay is None else log_decay
+    G = (wide if wide.dim() == 4 else wide[..., None].expand_as(q)).cumsum(1)
+    between = (G[:, :, None] - G[:, None]).clamp(max=0).exp()  # B T S H K
+    matrix = torch.einsum("bth,bthk,bshk,btshk->bhts", strength, k, k, between)
+    target = (strength[..., None] * v).transpose(1, 2)
+    u = torch.linalg.solve_triangular(matrix, target, upper=False, unitriangular=True).transpose(1, 2)
+    answers = (
+        delta(q, k, v, strength, log_decay, rows=rows_of(q), state=None, causal=True),
+        recurrence(q, k, u, log_decay, rows=rows_of(q), state=None, causal=True),
+    )
+    close(answers[0], answers[1], 1e-12)
+
+
+def rank_one(q: Tensor, k: Tensor, strength: Tensor, r: Tensor, k2: Tensor, v2: Tensor, w: Tensor) -> list[Tensor]:
+    """S = (Diag(w) - β k rᵀ) S + k₂ v₂ᵀ from each token to the next; before and after each token, what q reads."""
+    S = torch.zeros(*q.shape[::2], k.shape[-1], v2.shape[-1], dtype=q.dtype)
+    before, after = [], []
+    for t in range(q.shape[1]):
+        before.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+        outer = torch.einsum("bh,bhk,bhl->bhkl", strength[:, t], k[:, t], r[:, t])
+        written = torch.einsum("bhk,bhv->bhkv", k2[:, t], v2[:, t])
+        S = (torch.diag_embed(w[:, t].exp()) - outer) @ S + written
+        after.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+    return [torch.stack(before, 1), torch.stack(after, 1), S]
+
+
+@pytest.mark.parametrize("algorithm", ["chunked", "reference"])
+def test_a_decay_plus_rank_one_is_its_definition_in_both_directions(algorithm: str) -> None:
+    case = make_case("rank_one", "channel", 40)
+    rows = rows_of(case.tokens[0])
+    _, forward, last = rank_one(*case.tokens)
+    close(case.run(causal=True, algorithm=algorithm)(*case.tokens, rows=rows, state=None), (forward, last), 1e-12)
+    backward = rank_one(*(x.flip(1) for x in case.tokens))[0].flip(1)
+    o, _ = case.run(causal=False, algorithm=algorithm)(*case.tokens, rows=rows, state=None)
+    close(o, forward + backward, 1e-12)
+
+
+def test_a_decay_plus_rank_one_is_the_recurrence_over_both_writes() -> None:
+    q, k, strength, r, k2, v2, w = make_case("rank_one", "channel", 50).tokens
+    G = w.cumsum(1)
+    between = (G[:, :, None] - w[:, :, None] - G[:, None]).clamp(max=0).exp()  # B T S H K, undecayed by t itself
+    matrix, other = (torch.einsum("bth,bthk,bshk,btshk->bhts", -strength, r, x, between) for x in (k, k2))
+    target = other.tril(-1) @ v2.transpose(1, 2)
+    u = torch.linalg.solve_triangular(-matrix, target, upper=False, unitriangular=True).transpose(1, 2)
+    sums = [recurrence(q, key, value, w, rows=rows_of(q), state=None, causal=True) for key, value in ((k, u), (k2, v2))]
+    expected = [one + other for one, other in zip(*sums, strict=True)]
+    close(
+        make_case("rank_one", "channel", 50).run(causal=True)(
+            q, k, strength, r, k2, v2, w, rows=rows_of(q), state=None
+        ),
+        expected,
+        1e-11,
+    )
+
+
+def test_erasing_before_a_decay_is_erasing_what_it_divides() -> None:
+    q, k, v, strength, r, k2, v2, w = make_case("erase", "channel", 70).tokens
+    same = {"rows": rows_of(q), "state": None, "causal": True, "write": (k2, v2)}
+    answers = (
+        delta(q, k, v, strength, w, erase=r, erase_undecayed=True, **same),
+        delta(q, k, v, strength, w, erase=r / w.exp(), **same),
+    )
+    close(answers[0], answers[1], 1e-12)
+
+
 def test_orthogonal_keys_make_it_the_recurrence() -> None:
     q, _, v, _, log_decay = make_case("delta", "channel", 4).tokens
     k = torch.eye(4, dtype=q.dtype)[None, :, None].expand(3, 4, 2, 4)
@@ -187,6 +256,12 @@ def test_cost_is_what_chunks_need() -> None:
         2 * 128 * (5 * 32 * 8 + 3 * 8 * 8)
     )  # q kᵀ, k kᵀ, inverse · v, inverse · k, pairs · values; three with states
     assert counter.total == products + 32 * 128 * 32
+
+
+def test_nothing_to_write_is_one_clear_line() -> None:
+    q = torch.randn(1, 2, 1, 4)
+    with pytest.raises(ValueError, match="nothing to write: v and write are both None"):
+        delta(q, q, None, q[..., 0], None, rows=rows_of(q), state=None, causal=True)
 
 
 def test_unknown_algorithm_is_one_clear_line() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from paribus.nn.kernels.cost import FlopCounter
 from paribus.nn.kernels.recurrence import recurrence
 from paribus.nn.segments import resolve
-from tests.unit.nn.gated_cases import KINDS, LENGTHS, RECURRENCES, make_case, rows_of, segments_of
+from tests.unit.nn.gated_cases import KINDS, LENGTHS, RECURRENCES, B, H, K, V, make_case, rows_of, segments_of
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, real, with_gradients
 
 
@@ -193,6 +193,71 @@ def test_cost_is_what_chunks_need() -> None:
     with FlopCounter() as counter:
         recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=True)
     assert counter.total == 2 * 128 * (2 * 32 * 8 + 2 * 8 * 8)
+
+
+def test_the_value_side_is_the_first_pass_of_gated_slot_attention() -> None:
+    q, slots, k, log_decay = (
+        make_case("value", "channel", 90).tokens[0],
+        *make_case("recurrence", "channel", 90).tokens[1:],
+    )
+    memory = torch.zeros(B, H, K, V, dtype=q.dtype)
+    expected = []
+    for t in range(90):
+        memory = log_decay[:, t].exp()[..., None] * memory + slots[:, t][..., None] * k[:, t][..., None, :]
+        expected.append(torch.einsum("bhsk,bhk->bhs", memory, q[:, t]))
+    o, state = recurrence(q, slots, k, log_decay, rows=rows_of(q), state=None, causal=True, readout="value")
+    close((o, state), (torch.stack(expected, 1), memory), 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_two_directions_on_the_value_side_equal_the_explicit_matrix(causal: bool) -> None:
+    q, k, v, log_decay = make_case("value", "channel", 60).tokens
+    G = log_decay.cumsum(1)
+    decay = (-(G[:, :, None] - G[:, None]).abs()).exp()  # B T S H K
+    scores = torch.einsum("bthv,bshv->bths", q, v) * (past(60) if causal else 1)
+    o, _ = recurrence(q, k, v, log_decay, rows=rows_of(q), state=None, causal=causal, readout="value")
+    close(o, torch.einsum("bths,btshk,bshk->bthk", scores, decay, k), 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_bonus_reads_what_lies_strictly_before_and_after(causal: bool) -> None:
+    case = make_case("bonus", "channel", 40)
+    q, k, v, log_decay = case.tokens
+    bonus = case.bonus
+    assert bonus is not None
+    o, state = case.run(causal=causal)(*case.tokens, rows=rows_of(q), state=None)
+
+    def strictly_before(q: Tensor, k: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        S, outputs = torch.zeros(B, H, K, V, dtype=q.dtype), []
+        for t in range(q.shape[1]):
+            outputs.append(torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+            S = a[:, t][..., None] * S + k[:, t][..., None] * v[:, t][..., None, :]
+        return torch.stack(outputs, 1), S
+
+    tokens = (q, k, v, log_decay.exp())
+    expected, last = strictly_before(*tokens)
+    expected = expected + torch.einsum("bthk,hk,bthk->bth", q, bonus, k)[..., None] * v
+    if not causal:
+        expected = expected + strictly_before(*(x.flip(1) for x in tokens))[0].flip(1)
+    close(o, expected, 1e-12)
+    if causal:
+        close(state, last, 1e-12)
+
+
+def test_a_bonus_of_one_without_decay_is_the_plain_recurrence() -> None:
+    q, k, v = make_case("recurrence", "none", 70).tokens
+    for causal in (True, False):
+        plain = recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=causal)
+        ones = torch.ones(H, K, dtype=q.dtype)
+        close(recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=causal, bonus=ones), plain, 1e-12)
+
+
+def test_an_unknown_readout_or_a_bonus_on_the_value_side_is_one_clear_line() -> None:
+    q = torch.randn(1, 2, 1, 4)
+    with pytest.raises(ValueError, match="unknown readout 'values'; did you mean 'value'"):
+        recurrence(q, q, q, None, rows=rows_of(q), state=None, causal=True, readout="values")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a bonus is for readout 'key' only"):
+        recurrence(q, q, q, None, rows=rows_of(q), state=None, causal=True, readout="value", bonus=torch.ones(1, 4))
 
 
 def test_unknown_algorithm_is_one_clear_line() -> None:

@@ -109,7 +109,7 @@ def _chunked(
     q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
     weights = weigh(q, k, gates)
     pairs = weights.pairs.tril(-1) if moment == "decayed" else weights.pairs
-    before, state = ChunkStates.apply(weights.write.mT @ v, weights.keep, state)
+    before, state = chunk_states(weights.write.mT @ v, weights.keep, state)
     o = torch.baddbmm(*(x.flatten(0, 2) for x in (pairs @ v, weights.read, before)))
     return merge(o.unflatten(0, q.shape[:3]), T), state
 
@@ -140,12 +140,24 @@ def _chunked_values(
     T, C = q.shape[1], chunk_length(q.shape[1])
     q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
     weights = weigh_values((q @ v.mT).tril(-1 if moment == "decayed" else 0), k, gates)
-    before, state = ChunkStates.apply(weights.write.mT @ v, weights.keep, state)
+    before, state = chunk_states(weights.write.mT @ v, weights.keep, state)
     return merge(torch.addcmul(weights.inside, weights.read, q @ before.mT), T), state
 
 
-class ChunkStates(torch.autograd.Function):
-    """The states before each chunk, [B, H, N, K, V], and the last: S[n+1] = keep[n] ⊙ S[n] + added[n]."""
+def chunk_states(added: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before each chunk, [B, H, N, K, V], and the last: S[n+1] = keep[n] ⊙ S[n] + added[n].
+
+    Args:
+        added: [B, H, N, K, V].
+        keep: [B, H, N, 1 or K, 1].
+        state: [B, H, K, V], S[0].
+    """
+    before, last = _ChunkStates.apply(added, keep, state)
+    return before, last
+
+
+class _ChunkStates(torch.autograd.Function):
+    """`chunk_states`."""
 
     @staticmethod
     def forward(ctx: Any, added: Tensor, keep: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

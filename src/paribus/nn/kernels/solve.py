@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from ..segments import Rows
 from ..settings import nearest
 from .chunks import Gates, chunk_length, full_precision, make_gates, merge, split, weigh
-from .recurrence import ChunkStates, recurrence
+from .recurrence import chunk_states, recurrence
 
 Linear = Callable[[Tensor], Tensor]
 Solver = Literal["conjugate_gradient", "exact"]
@@ -115,7 +115,7 @@ class _Pass:
         weights = weigh(ones, ones, gates)
         self.decay = weights.pairs.tril(-1 if strict else 0)
         self.read = weights.read
-        self.before, _ = ChunkStates.apply((weights.write * self.write).mT @ self.k, weights.keep, state)
+        self.before, _ = chunk_states((weights.write * self.write).mT @ self.k, weights.keep, state)
 
     def __call__(self, q: Tensor) -> Tensor:
         T, q = q.shape[1], split(q, self.length)
