@@ -11,7 +11,7 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-long check docs bench clean system-packages
+.PHONY: help setup demo test test-long test-gpu check docs bench clean system-packages
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,17 @@ demo: .venv/.stamp-demo  ## train, compare and publish: studies/0001_token_mixer
 # One thread for each worker: torch's own threads would fight for the same cores.
 test: export OMP_NUM_THREADS = 1
 test: .venv/.stamp system-packages  ## all tests but the long ones (ARGS='-k name' narrows)
-	CHROMIUM=$(CHROMIUM) $(BIN)/pytest tests -n $(WORKERS) -m "not long" $(ARGS)
+	CHROMIUM=$(CHROMIUM) $(BIN)/pytest tests -n $(WORKERS) -m "not long and not gpu" $(ARGS)
 
 test-long: export OMP_NUM_THREADS = 1
 test-long: .venv/.stamp system-packages  ## the tests that take minutes each
-	CHROMIUM=$(CHROMIUM) $(BIN)/pytest tests -n $(WORKERS) -m long $(ARGS)
+	CHROMIUM=$(CHROMIUM) $(BIN)/pytest tests -n $(WORKERS) -m "long and not gpu" $(ARGS)
+
+test-gpu: .venv/.stamp  ## the tests that need a CUDA GPU and flash-linear-attention, which it installs
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  "make test-gpu needs a CUDA GPU and a torch built for it; torch " + torch.__version__ + " sees none")'
+	$(PIP) --editable ".[data,dev,fla]"
+	$(BIN)/pytest tests/gpu -m gpu $(ARGS)
 
 # What the theme says of its own future is no fault of these pages.
 check docs: export NO_MKDOCS_2_WARNING = 1
@@ -42,8 +48,8 @@ check: .venv/.stamp  ## format, lint, types, structure and documentation; no tes
 docs: .venv/.stamp  ## serve the documentation on this machine, rebuilt as it changes
 	$(BIN)/mkdocs serve
 
-bench: .venv/.stamp  ## run the benchmarks, ours and peers side by side
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: .venv/.stamp  ## run the benchmarks, ours and peers side by side (ARGS='kernels --rounds 3' narrows)
+	$(BIN)/paribus bench $(ARGS)
 
 clean:  ## remove what make made; runs and prepared corpora stay
 	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis

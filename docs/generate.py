@@ -29,7 +29,7 @@ KINDS = {
 }
 """A folder has one component in each file; a file has a dictionary of them by the kind's name in capitals."""
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef
-LAYERS = ("nn", "data", "optim", "evaluation", "training", "publish", "studies", "catalogue", "cli")
+LAYERS = ("nn", "data", "optim", "evaluation", "training", "publish", "studies", "benchmarks", "catalogue", "cli")
 
 
 def on_config(config: MkDocsConfig) -> None:

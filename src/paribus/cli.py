@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from paribus.benchmarks.command import add_benchmarks, bench, positive
+
 KINDS = ("mixers", "channels", "hybrids", "decays", "features", "norms", "initializations", "corpora")
 
 
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(verbs)
     _add_models(verbs)
     _add_runs(verbs)
+    _add_bench(verbs)
     return parser
 
 
@@ -66,8 +69,8 @@ def _add_components(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("show", help="equation, defaults and measured cost of one component")
     add.add_argument("kind", choices=("mixer", "channel"))
     add.add_argument("name", help="a name, or the path of your own .py file")
-    add.add_argument("--width", type=_positive, default=256, metavar="D")
-    add.add_argument("--length", type=_positive, default=1024, metavar="T")
+    add.add_argument("--width", type=positive, default=256, metavar="D")
+    add.add_argument("--length", type=positive, default=1024, metavar="T")
     add.set_defaults(verb=_show)
 
     add = verbs.add_parser("check", help="the contract tests of one component")
@@ -86,7 +89,7 @@ def _add_training(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("study", help="a study, resumable; ends with the verdict and report.html")
     add.add_argument("study", type=Path, metavar="STUDY.py")
     add.add_argument("--smoke", action="store_true", help="the file's `smoke` study: the whole path in a minute")
-    add.add_argument("--workers", type=_positive, help="processes; all cores over the run's threads when left out")
+    add.add_argument("--workers", type=positive, help="processes; all cores over the run's threads when left out")
     add.add_argument("--no-publish", action="store_true", help="do not publish the best arm")
     _add_places(add)
     add.set_defaults(verb=_study)
@@ -110,7 +113,7 @@ def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("generate", help="text that continues a prompt")
     add.add_argument("folder", type=Path, metavar="RUN_OR_HF_FOLDER")
     add.add_argument("prompt")
-    add.add_argument("--tokens", type=_positive, default=200)
+    add.add_argument("--tokens", type=positive, default=200)
     add.add_argument("--seed", type=int, default=0)
     add.set_defaults(verb=_generate)
 
@@ -118,7 +121,7 @@ def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add.add_argument("folder", type=Path, metavar="RUN_OR_HF_FOLDER")
     add.add_argument("--corpus", action="append", metavar="NAME_OR_PATH", help="default: the run's own corpora")
     add.add_argument("--split", choices=("validation", "test"), default="test")
-    add.add_argument("--documents", type=_positive, default=128)
+    add.add_argument("--documents", type=positive, default=128)
     add.set_defaults(verb=_evaluate)
 
 
@@ -135,10 +138,10 @@ def _add_runs(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add.set_defaults(verb=_runs_remove)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
-    return int(text)
+def _add_bench(verbs: argparse._SubParsersAction[_Parser]) -> None:
+    add = verbs.add_parser("bench", help="speeds of ours and of peers, side by side; rows are added to CSV files")
+    add_benchmarks(add)
+    add.set_defaults(verb=bench)
 
 
 def _list(options: argparse.Namespace) -> None:

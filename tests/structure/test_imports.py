@@ -25,6 +25,7 @@ ORDER = (
     ("training",),
     ("publish",),
     ("studies",),
+    ("benchmarks",),
     ("catalogue",),
     ("cli",),
 )

@@ -1,16 +1,18 @@
 """Kernels, forward and backward, beside torch's softmax attention (SDPA) and their own step-by-step reference.
 
 All run in one process on the same batch of tokens, 4 heads of 64 channels, in interleaved rounds; a ratio above one
-says that the kernel is faster. The reference steps through the tokens in float64 and is timed up to --reference-length.
+says that the kernel is faster. The reference steps through the tokens in float64 and is timed up to --reference-length;
+the scan is also compared with the same loop in its own precision, differentiated by autograd. Memory is what a kernel
+keeps from its forward to its backward pass, inputs left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paribus.nn.segments import resolve
+from paribus.nn.settings import nearest
 
-from .record import append_rows, machine
-from .training_speed import interleaved
+from .record import append_rows, show
+from .timing import interleaved
 
 HEADS, WIDTH = 4, 64
 Forward = Callable[..., Tensor]
@@ -48,13 +51,13 @@ def _decay(kind: str, B: int, T: int) -> list[Tensor | None]:
     return [_log_decay(*shapes[kind])]
 
 
-def _case(kernel: Callable[..., tuple[Tensor, Any]], inputs: list[Any]) -> Case:
+def _case(kernel: Callable[..., tuple[Tensor, Any]], inputs: list[Any], **options: Any) -> Case:
     rows = resolve(inputs[0], None, None)
 
     def forward(**algorithm: str) -> Tensor:
-        return kernel(*inputs, rows=rows, state=None, causal=True, **algorithm)[0]
+        return kernel(*inputs, rows=rows, state=None, causal=True, **options, **algorithm)[0]
 
-    return forward, [x for x in inputs if isinstance(x, Tensor)]
+    return forward, [x for x in (*inputs, *options.values()) if isinstance(x, Tensor)]
 
 
 def attention(B: int, T: int) -> Case:
@@ -67,6 +70,17 @@ def recurrence(kind: str, B: int, T: int) -> Case:
     return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay(kind, B, T)])
 
 
+def values(B: int, T: int) -> Case:
+    """Gated linear recurrence read on the value side, decay per channel."""
+    return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay("channel", B, T)], readout="value")
+
+
+def bonus(B: int, T: int) -> Case:
+    """Gated linear recurrence with a weight of its own for the token itself, decay per channel."""
+    weight = torch.randn(HEADS, WIDTH, requires_grad=True)
+    return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay("channel", B, T)], bonus=weight)
+
+
 def delta(kind: str, B: int, T: int) -> Case:
     """Gated delta rule with one kind of decay."""
     q, k, v = _heads(B, T, 3)
@@ -75,10 +89,44 @@ def delta(kind: str, B: int, T: int) -> Case:
     return _case(_kernel("delta"), [q, k, v, strength, *_decay(kind, B, T)])
 
 
+def low_rank(B: int, T: int) -> Case:
+    """Delta with a key of its own for erasing and a write beside it: transitions diagonal plus low rank."""
+    q, k, r, k2, v2 = _heads(B, T, 5)
+    k, r = (F.normalize(x.detach(), dim=-1).requires_grad_() for x in (k, r))
+    strength = torch.rand(B, T, HEADS, requires_grad=True)
+    inputs = [q, k, None, strength, *_decay("channel", B, T)]
+    forward, leaves = _case(_kernel("delta"), inputs, erase=r, erase_undecayed=True, write=(k2, v2))
+    return forward, [*leaves, k2, v2]
+
+
 def scan(B: int, T: int) -> Case:
     """Elementwise recurrence."""
     E = HEADS * WIDTH
     return _case(_kernel("scan"), [torch.randn(B, T, E, requires_grad=True), _log_decay(B, T, E)])
+
+
+def scan_loop(B: int, T: int) -> Case:
+    """The same recurrence as a plain loop under autograd."""
+    E = HEADS * WIDTH
+    x, log_decay = torch.randn(B, T, E, requires_grad=True), _log_decay(B, T, E)
+
+    def forward() -> Tensor:
+        h, states = torch.zeros(B, E), []
+        for x_t, decay_t in zip(x.unbind(1), log_decay.exp().unbind(1), strict=True):
+            h = decay_t * h + x_t
+            states.append(h)
+        return torch.stack(states, 1)
+
+    return forward, [x, log_decay]
+
+
+def state_space(B: int, T: int) -> Case:
+    """Mamba's scan: 16 states a channel, steps, writes and reads of each token's own."""
+    E, N = HEADS * WIDTH, 16
+    x, step = torch.randn(B, T, E, requires_grad=True), torch.rand(B, T, E, requires_grad=True)
+    rate = (-torch.rand(N, E)).requires_grad_()
+    write, read = (torch.randn(B, T, N, requires_grad=True) for _ in range(2))
+    return _case(_kernel("state_space_scan", "state_space"), [x, step, rate, write, read])
 
 
 def convolution(B: int, T: int) -> Case:
@@ -104,13 +152,30 @@ def tokens(B: int, T: int) -> Case:
 CASES: dict[str, Callable[[int, int], Case]] = {
     "attention": attention,
     **{f"recurrence {kind}": partial(recurrence, kind) for kind in ("none", "constant", "scalar", "channel")},
+    "recurrence value": values,
+    "recurrence bonus": bonus,
     **{f"delta {kind}": partial(delta, kind) for kind in ("none", "scalar", "channel")},
+    "delta low_rank": low_rank,
     "scan": scan,
+    "scan_loop": scan_loop,
+    "state_space": state_space,
     "convolution": convolution,
     "short_convolution": short_convolution,
     "tokens": tokens,
 }
-WITHOUT_REFERENCE = {"short_convolution"}
+WITHOUT_REFERENCE = {"short_convolution", "scan_loop"}
+_COLUMNS = (
+    "kernel",
+    "batch",
+    "length",
+    "milliseconds_min",
+    "milliseconds_median",
+    "ratio_to_sdpa_min",
+    "ratio_to_sdpa_median",
+    "ratio_to_reference",
+    "ratio_to_loop",
+    "saved_bytes",
+)
 
 
 def sdpa(B: int, T: int) -> Case:
@@ -123,6 +188,31 @@ def sdpa(B: int, T: int) -> Case:
         ).transpose(1, 2)
 
     return forward, [q, k, v]
+
+
+def bench(
+    *,
+    lengths: list[int],
+    tokens: int,
+    kernels: list[str] | None,
+    reference_length: int,
+    rounds: int,
+    threads: int,
+    results: Path,
+) -> None:
+    """Measure, print and append to kernels.csv.
+
+    Raises:
+        ValueError: unknown kernel.
+    """
+    for name in kernels or ():
+        if name not in CASES:
+            raise ValueError(f"unknown kernel '{name}'; {nearest(name, CASES)}")
+    torch.set_num_threads(threads)
+    for T in lengths:
+        rows = compare(kernels or list(CASES), max(1, tokens // T), T, rounds, reference_length >= T)
+        show(rows, _COLUMNS)
+        append_rows(results, "kernels", rows)
 
 
 def timed(forward: Forward, leaves: list[Tensor], **algorithm: str) -> Callable[[], float]:
@@ -138,10 +228,27 @@ def timed(forward: Forward, leaves: list[Tensor], **algorithm: str) -> Callable[
     return step
 
 
+def saved_bytes(forward: Forward, leaves: list[Tensor]) -> int:
+    """What is kept between the forward and the backward pass, the leaves themselves left out."""
+    kept: dict[int, int] = {}
+    inputs = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in inputs:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(kept.values())
+
+
 def compare(names: list[str], B: int, T: int, rounds: int, with_reference: bool) -> list[dict[str, Any]]:
     """Rows of the table: SDPA, then each kernel of `names`."""
-    cases = {name: CASES[name](B, T) for name in names}
-    steps = {"sdpa": timed(*sdpa(B, T)), **{name: timed(*case) for name, case in cases.items()}}
+    cases = {"sdpa": sdpa(B, T), **{name: CASES[name](B, T) for name in names}}
+    steps = {name: timed(*case) for name, case in cases.items()}
     seconds = interleaved(steps, rounds)
     rows = []
     for name, mine in seconds.items():
@@ -152,11 +259,15 @@ def compare(names: list[str], B: int, T: int, rounds: int, with_reference: bool)
             "milliseconds_min": round(1e3 * min(mine), 2),
             "milliseconds_median": round(1e3 * median(mine), 2),
             "ratio_to_sdpa_min": round(min(seconds["sdpa"]) / min(mine), 2),
-            "ratio_to_sdpa_median": round(median(s / m for s, m in zip(seconds["sdpa"], mine, strict=True)), 2),
+            "ratio_to_sdpa_median": round(_ratio(mine, seconds["sdpa"]), 2),
             "ratio_to_reference": "",
             "rounds": rounds,
+            "ratio_to_loop": "",
+            "saved_bytes": saved_bytes(*cases[name]),
         }
-        if with_reference and name in cases and name not in WITHOUT_REFERENCE:
+        if name == "scan" and "scan_loop" in seconds:
+            row["ratio_to_loop"] = round(_ratio(mine, seconds["scan_loop"]), 2)
+        if with_reference and name != "sdpa" and name not in WITHOUT_REFERENCE:
             both = {"fast": steps[name], "reference": timed(*cases[name], algorithm="reference")}
             pair = interleaved(both, 1)
             row["ratio_to_reference"] = round(pair["reference"][0] / pair["fast"][0], 1)
@@ -164,25 +275,6 @@ def compare(names: list[str], B: int, T: int, rounds: int, with_reference: bool)
     return rows
 
 
-def main(arguments: list[str]) -> None:
-    """Measure, print a table and append it to results/kernels.csv."""
-    parser = argparse.ArgumentParser(prog="benchmarks kernels", description=__doc__)
-    parser.add_argument("--kernels", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[512, 2048], help="tokens in a row")
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--reference-length", type=int, default=2048, help="longest row for the reference; 0 is never")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    facts = machine()
-    print(f"{'kernel':20}{'batch':>6}{'length':>7}{'ms min':>10}{'median':>10}  x SDPA (median)  x reference")
-    for T in options.lengths:
-        B = max(1, options.tokens // T)
-        rows = compare(options.kernels, B, T, options.rounds, options.reference_length >= T)
-        for row in rows:
-            print(
-                f"{row['kernel']:20}{B:6}{T:7}{row['milliseconds_min']:10.1f}{row['milliseconds_median']:10.1f}"
-                f"{row['ratio_to_sdpa_min']:8.2f} ({row['ratio_to_sdpa_median']:.2f}){row['ratio_to_reference']:>13}"
-            )
-        append_rows("kernels", [{**row, **facts, "threads": options.threads} for row in rows])
+def _ratio(mine: list[float], base: list[float]) -> float:
+    """The median over the rounds of how many times faster `mine` is."""
+    return median(theirs / ours for ours, theirs in zip(mine, base, strict=True))
