@@ -52,6 +52,19 @@ def initialize_module(module: nn.Module, rule: str) -> None:
         reset()
 
 
+def fill_with(parameter: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+    """Set `parameter` to `function` of numbers uniform in [0, 1) of its shape, for what torch.nn.init has no name.
+
+    torch.nn.init goes first, so that values which transformers has loaded stay: it guards those functions only.
+    """
+    nn.init.constant_(parameter, math.nan)
+    if parameter.is_meta or not bool(parameter.isnan().all()):
+        return
+    nn.init.uniform_(parameter)
+    with torch.no_grad():
+        parameter.copy_(function(parameter))
+
+
 def initialize(module: nn.Module, seed: int, rule: str = "fan_in") -> None:
     """Initialise every parameter of `module` from (seed, its name); the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _NameKeyed(module, seed):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.initialization import guard_torch_init_functions
 
 from paribus.nn.config import ParibusConfig
-from paribus.nn.initialization import get_initialization, initialize
+from paribus.nn.initialization import fill_with, get_initialization, initialize
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 BLOCK = {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}
@@ -116,3 +117,18 @@ def test_an_owner_overrides_its_parts() -> None:
     owner = Owner()
     initialize(owner, 0)
     assert not owner.part.weight.any()
+
+
+def test_fill_with_keeps_what_was_loaded() -> None:
+    parameter = nn.Parameter(torch.full((3, 4), 7.0))
+    with guard_torch_init_functions():
+        fill_with(parameter, lambda u: u + 1)
+        assert not torch.equal(parameter, torch.full((3, 4), 7.0))
+        assert ((parameter >= 1) & (parameter < 2)).all()
+        parameter._is_hf_initialized = True
+        kept = parameter.detach().clone()
+        fill_with(parameter, lambda u: u + 3)
+        assert torch.equal(parameter, kept)
+    fill_with(parameter, lambda u: u + 3)  # unguarded, as `initialize` is
+    assert (parameter >= 3).all()
+    fill_with(torch.empty(2, device="meta"), lambda u: u)

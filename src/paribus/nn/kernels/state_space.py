@@ -88,6 +88,31 @@ def state_space_scan(
         return (y + (later.flip(1) - inputs.itself())).to(x.dtype), None
 
 
+def sum_of_exponentials(rate: Tensor, read: Tensor, length: int) -> Tensor:
+    """Re Σ_n read[n] exp(t rate[n]) for t = 0 … length - 1: the same recurrence as weights of a convolution.
+
+    With t = i + j I, the powers of i and of j are few, and their products are matrix products.
+
+    Args:
+        rate: [N, E], complex, real part at most 0.
+        read: [N, E], complex.
+
+    Returns:
+        [length, E].
+    """
+    near = max(1, math.isqrt(length))
+    steps = torch.arange(max(near, -(-length // near)), dtype=rate.real.dtype, device=rate.device)[:, None, None]
+    first = read * _exponential(steps[:near], rate)  # I N E
+    second = _exponential(near * steps[: -(-length // near)], rate)  # J N E
+    with full_precision(rate):
+        sums = torch.einsum(
+            "ine,jne->jie",
+            torch.cat([first.real, -first.imag], 1),
+            torch.cat([second.real, second.imag], 1),
+        )
+    return sums.flatten(0, 1)[:length]
+
+
 def _without_padding(x: Tensor, rows: Rows) -> Tensor:
     return x if rows.valid is None else x.masked_fill(~rows.valid[..., None], 0)
 
@@ -219,12 +244,13 @@ class _Chunked(torch.autograd.Function):
             None if inputs.write is None else torch.empty_like(inputs.write),
             torch.zeros_like(inputs.read),
         )
-        for rows in reversed(_groups(inputs)):
-            after = d_last[rows].conj_physical()
-            for tokens in reversed(_chunks(inputs)):
-                part = inputs.part(rows, tokens)
-                after = whole.add(part, (rows, tokens), d_y[rows, tokens], borders.pop(), after)
-            whole.initial[rows] = after
+        with full_precision(d_y):
+            for rows in reversed(_groups(inputs)):
+                after = d_last[rows].conj_physical()
+                for tokens in reversed(_chunks(inputs)):
+                    part = inputs.part(rows, tokens)
+                    after = whole.add(part, (rows, tokens), d_y[rows, tokens], borders.pop(), after)
+                whole.initial[rows] = after
         report_flops("state_space_scan", 4 * inputs.x.numel() * inputs.rate.shape[0])
         return *(None if g is None else g.conj_physical() for g in whole), None, None
 
