@@ -203,3 +203,45 @@ def test_fnet_shares_its_waves_between_layers() -> None:
     for length in (9, 9, 5):
         agree("fnet", mixer(x[:, :length], context=context)[0], alone[:, :length], 1e-12)
     assert len(context.tables) == 2
+
+
+def aft_bias(mixer: Any, t: int, s: int, causal: bool) -> Tensor | float:
+    """w[t, s]."""
+    config = mixer.config
+    if config.table == "none":
+        return 0.0
+    if config.rank:
+        return mixer.readers[t] @ mixer.read[s]
+    if config.table == "full":
+        return mixer.entries[t, s]
+    lag = t - s
+    return mixer.nearby[t, lag if causal else lag + config.window - 1] if abs(lag) < config.window else 0.0
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"table": "none"}, {"table": "local", "window": 4}, {"rank": 3}], ids=str)
+def test_aft(settings: dict[str, Any], causal: bool) -> None:
+    mixer, x = made("aft", causal, **settings), tokens(1, LENGTH, width=WIDTH)[0]
+    q, k, v = (x @ part.weight.T for part in (mixer.query, mixer.key, mixer.value))
+    outputs = []
+    for t in range(LENGTH):
+        weights = [(k[s] + aft_bias(mixer, t, s, causal)).exp() for s in reads(t, causal)]
+        average = sum(w * v[s] for w, s in zip(weights, reads(t, causal), strict=True)) / sum(weights)
+        outputs.append(mixer.output.weight @ (q[t].sigmoid() * average))
+    equal(mixer, x, outputs)
+
+
+def test_aft_without_a_table_has_no_bound() -> None:
+    mixer, x = made("aft", True, table="none", longest=8), tokens(1, 40, width=WIDTH)
+    y, state = mixer(x, keep_state=True)
+    assert y.shape == x.shape
+    assert sum(t.numel() for t in state[1]) == 3 * WIDTH
+
+
+@pytest.mark.parametrize("settings", [{}, {"table": "local"}, {"rank": 3}], ids=str)
+def test_aft_with_a_table_is_bound(settings: dict[str, Any]) -> None:
+    mixer, x = made("aft", True, longest=8, **settings), tokens(1, 9, width=WIDTH)
+    _, state = mixer(x[:, :8], keep_state=True)
+    for piece, past in ((x, None), (x[:, 8:], state)):
+        with pytest.raises(ValueError, match="9 tokens is longer than the 8"):
+            mixer(piece, state=past)
