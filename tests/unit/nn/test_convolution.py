@@ -14,9 +14,10 @@ import paribus.nn.kernels.convolution as kernels
 from paribus.nn.kernels.alignment import each_segment
 from paribus.nn.kernels.convolution import convolution, dense_convolution, short_convolution
 from paribus.nn.kernels.cost import FlopCounter
+from paribus.nn.kernels.scan import scan
 from paribus.nn.segments import Past, Rows, resolve
 from paribus.nn.state import State
-from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments, with_gradients
+from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments, real, with_gradients
 
 LENGTHS = [1, 7, 63, 65, 200]
 Taps = Callable[[int], Tensor]
@@ -147,6 +148,39 @@ def test_long_in_pieces(length: int, kind: str) -> None:
         close(pieces, whole, 1e-12)
         gradients = [torch.autograd.grad(y.square().sum(), x, retain_graph=True) for y in (pieces[0], whole[0])]
         close(gradients[0], gradients[1], 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_few_long_taps_are_a_short_convolution(causal: bool) -> None:
+    x, weight = tokens(65).detach(), short_weight("depthwise", 5).detach()
+    rows, none = resolve(x, random_segments(3, 65), None), torch.zeros(200, 4, dtype=torch.float64)
+
+    def taps(n: int) -> Tensor:
+        if causal:
+            return torch.cat([weight.T.flip(0), none])[:n]
+        return torch.cat([none, weight.T.flip(0), none])[203 - n : 202 + n]
+
+    short, long = (
+        run(x, rows=rows, state=None, causal=causal)[0]
+        for run in (partial(short_convolution, weight=weight), partial(convolution, taps=taps))
+    )
+    close(long, short, 1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_exponential_taps_are_a_scan(causal: bool) -> None:
+    x = tokens(65).detach()
+    log_decay = -torch.rand(4, dtype=torch.float64)
+    rows = resolve(x, random_segments(3, 65), None)
+
+    def taps(n: int) -> Tensor:
+        lags = torch.arange(0 if causal else 1 - n, n, dtype=torch.float64)
+        return (lags.abs()[:, None] * log_decay).exp()
+
+    scanned, state = scan(x, log_decay.expand_as(x), rows=rows, state=None, causal=causal)
+    y, history = convolution(x, taps, rows=rows, state=None, causal=causal)
+    close(real(scanned, rows.ids), y, 1e-12)
+    assert (state is None) is (history is None) is not causal
 
 
 def test_two_sided_taps_read_what_lies_ahead() -> None:

@@ -35,6 +35,10 @@ def convolution(
 ) -> tuple[Tensor, Tensor | None]:
     """Convolve each channel with taps as long as its segment.
 
+    "fft" is causal up to its rounding: an output feels what lies ahead of it by about 1e-7 of that part's own
+    outputs in float32. Adding lag after lag would be exact, and from 64 tokens on takes several times as long.
+    Decoding reads the whole history for each token.
+
     Args:
         x: [B, T, E].
         taps: gives, for n tokens, the weights [n, E] of lags 0 to n - 1 (causal), or [2n - 1, E] of lags
