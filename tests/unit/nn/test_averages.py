@@ -106,7 +106,8 @@ def test_keys_of_any_size(kernel: str, causal: bool, dtype: torch.dtype) -> None
         assert y.dtype is dtype
         real = rows.ids != 0
         exact, _ = run(*inputs, rows=rows, state=None, causal=causal, algorithm="reference")
-        close(y[real], exact[real], 1e-2 if dtype is torch.bfloat16 else 1e-5)
+        # a sum of key and entry is rounded at 4,000, which moves its exponential by as much
+        close(y[real], exact[real], 1e-2 if dtype is torch.bfloat16 else 4000 * torch.finfo(dtype).eps)
         gradients = torch.autograd.grad(y[real].float().mean(), [*inputs, *others])
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
 

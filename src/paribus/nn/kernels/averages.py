@@ -3,9 +3,9 @@
     y[t] = Σ_s exp(k[s] + w[t, s]) v[s] / Σ_s exp(k[s] + w[t, s])
 
 over the past and the present, or the whole segment. Without the table w that is a recurrence with a running maximum.
-With it, everything before a block of tokens shares one reference for each channel, the largest key so far, so that
-exponentials never overflow and the products are of matrices; inside the block each pair has its own. A row of w may
-spread over some eighty; what a token reads beyond that, it takes for nothing.
+With it, the table is cut into squares below its diagonal, the larger the farther from it; in each, keys are relative
+to the largest one of their channel, and entries to the largest one of their row, so that exponentials never overflow
+and products are of matrices. In a square, a row of w may spread over some eighty; what is below that counts as nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from .chunks import full_precision
 from .scan import scan
 from .tokens import check_length
 
-BLOCK = 32
-"""Tokens whose pairs have references of their own."""
+BLOCK = 128
+"""Tokens that read everything before them at once; inside, squares grow by doubling. A power of two."""
+CONTINUED = 32
+"""Tokens that are continued at once, each with weights of its own for all channels of all before it."""
 ALGORITHMS = ("fast", "reference")
 
 
@@ -212,7 +214,7 @@ def _own_rows(tokens: Tensor, table: Tensor, positions: Tensor) -> Tensor:
     """Keys and values [B, n, 2 E] with their history, the rows [B, T, n] of the tokens at `positions` -> [B, T, E]."""
     k, v = tokens.chunk(2, 2)
     steps, outputs = torch.arange(k.shape[1], device=k.device), []
-    for part, at in zip(table.split(BLOCK, 1), positions.split(BLOCK, 1), strict=True):
+    for part, at in zip(table.split(CONTINUED, 1), positions.split(CONTINUED, 1), strict=True):
         scores = part[..., None] + k[:, None]  # B t n E
         weights = scores.masked_fill((steps > at[..., None])[..., None], -torch.inf).softmax(2)
         outputs.append(torch.einsum("btne,bne->bte", weights, v))
@@ -224,68 +226,91 @@ class _Averages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
-        y, log_weight = torch.empty_like(v), torch.empty_like(k)
-        for own, scores, before in _parts(k, table):
-            peak = scores.amax(1)
-            weights = (scores - peak[:, None]).exp_()
-            total, weight = torch.einsum("tsc,sc->tc", weights, v[own]), weights.sum(1)
-            if before is not None:
-                factors, shared, reference = before
-                higher = torch.maximum(peak, reference)
-                inside, outside = (peak - higher).exp_(), (reference - higher).exp_()
-                total = inside * total + outside * (factors @ (shared * v[: own.start]))
-                weight = inside * weight + outside * (factors @ shared)
-                peak = higher
-            weight.clamp_(min=torch.finfo(weight.dtype).tiny)
-            torch.div(total, weight, out=y[own])
-            torch.add(peak, weight.log_(), out=log_weight[own])
-        ctx.save_for_backward(k, v, table, y, log_weight)
-        return y
+        padded, n = _padded(k, v, table), len(k)
+        k, v, table = padded
+        peak = k + table.diagonal()[:, None]
+        total, weight = v.clone(), torch.ones_like(k)
+        for piece in _pieces(len(k)):
+            (keys, values), (own_total, own_weight, own_peak) = piece.sources(k, v), piece.readers(total, weight, peak)
+            factors, shared, reference = _exponentials(piece.entries(table), keys)
+            higher = torch.maximum(own_peak, reference)
+            inside, outside = (own_peak - higher).exp_(), (reference - higher).exp_()
+            own_total.mul_(inside).addcmul_(outside, factors @ (shared * values))
+            own_weight.mul_(inside).addcmul_(outside, factors @ shared)
+            own_peak.copy_(higher)
+        weight.clamp_(min=torch.finfo(weight.dtype).tiny)
+        y = total.div_(weight)
+        ctx.save_for_backward(*padded, y, peak.add_(weight.log_()))
+        ctx.length = n
+        return y[:n].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         k, v, table, y, log_weight = ctx.saved_tensors
+        n = ctx.length
+        grad = functional.pad(grad, (0, 0, 0, len(k) - n))
         # Of each weight a[t, s]: through values a g[t], through keys and table a g[t] (v[s] - y[t]).
-        grad_k, grad_v, grad_table = (torch.zeros_like(t) for t in (k, v, table))
-        for own, scores, before in _parts(k, table):
-            given = grad[own]
-            weights = (scores - log_weight[own][:, None]).exp_().mul_(given[:, None])
-            grad_v[own] += weights.sum(0)
-            weights.mul_(v[own] - y[own][:, None])
-            grad_k[own] += weights.sum(0)
-            grad_table[own, own] = weights.sum(2)
-            if before is None:
-                continue
-            factors, shared, reference = before
-            past = slice(0, own.start)
-            given = (reference - log_weight[own]).exp_().mul_(given)
-            removed, weighted = given * y[own], shared * v[past]
-            through = factors.T @ given
-            grad_v[past].addcmul_(shared, through)
-            grad_k[past].addcmul_(weighted, through).addcmul_(shared, factors.T @ removed, value=-1)
-            grad_table[own, past] = factors * (given @ weighted.T - removed @ shared.T)
-        return grad_k, grad_v, grad_table
+        grad_v = (k + table.diagonal()[:, None]).sub_(log_weight).exp_().mul_(grad)
+        grad_k = grad_v * (v - y)
+        grad_table = torch.diag(grad_k.sum(1))
+        for piece in _pieces(len(k)):
+            keys, values, sum_k, sum_v = piece.sources(k, v, grad_k, grad_v)
+            own_y, own_log_weight, own_grad = piece.readers(y, log_weight, grad)
+            factors, shared, reference = _exponentials(piece.entries(table), keys)
+            given = (reference - own_log_weight).exp_().mul_(own_grad)
+            removed, weighted = given * own_y, shared * values
+            through = factors.mT @ given
+            sum_v.addcmul_(shared, through)
+            sum_k.addcmul_(weighted, through).addcmul_(shared, factors.mT @ removed, value=-1)
+            piece.entries(grad_table).copy_(factors * (given @ weighted.mT - removed @ shared.mT))
+        return grad_k[:n], grad_v[:n], grad_table[:n, :n]
 
 
-Before = tuple[Tensor, Tensor, Tensor]
-"""exp(w - its largest of each row) [t, s], exp(k - its largest) [s, C], and both largest together [t, C]."""
+def _padded(k: Tensor, v: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """To whole blocks, with tokens that nobody reads; of fewer tokens than a block, to a power of two."""
+    more = -len(k) % min(BLOCK, 1 << (len(k) - 1).bit_length())
+    if not more:
+        return k, v, table
+    return functional.pad(k, (0, 0, 0, more)), functional.pad(v, (0, 0, 0, more)), functional.pad(table, (0, more) * 2)
 
 
-def _parts(k: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor, Before | None]]:
-    """Blocks of tokens, the scores [t, s, C] inside each, and what lies before it."""
-    ahead = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=k.device).triu_(1)
-    peak = k[0]
-    for start in range(0, len(k), BLOCK):
-        own, past = slice(start, min(len(k), start + BLOCK)), slice(0, start)
-        size = own.stop - start
-        scores = k[own] + table[own, own].masked_fill(ahead[:size, :size], -torch.inf)[..., None]
-        before = None
-        if start:
-            highest = table[own, past].amax(1, keepdim=True)
-            before = (table[own, past] - highest).exp_(), (k[past] - peak).exp_(), highest + peak
-        yield own, scores, before
-        peak = torch.maximum(peak, k[own].amax(0))
+class _Piece(NamedTuple):
+    """Equal squares of the table: in each of `stretches` parts of tokens, those that read and those that are read."""
+
+    stretches: int
+    read: slice
+    reading: slice
+
+    def sources(self, *tensors: Tensor) -> list[Tensor]:
+        """[N, C] each -> [x, s, C], what is read."""
+        return [t.view(self.stretches, -1, t.shape[1])[:, self.read] for t in tensors]
+
+    def readers(self, *tensors: Tensor) -> list[Tensor]:
+        """[N, C] each -> [x, t, C], what reads."""
+        return [t.view(self.stretches, -1, t.shape[1])[:, self.reading] for t in tensors]
+
+    def entries(self, table: Tensor) -> Tensor:
+        """[N, N] -> [x, t, s]."""
+        size = len(table) // self.stretches
+        parts = table.view(self.stretches, size, self.stretches, size).diagonal(dim1=0, dim2=2).movedim(2, 0)
+        return parts[:, self.reading, self.read]
+
+
+def _pieces(length: int) -> Iterator[_Piece]:
+    """All of the table below its diagonal: in each block, halves that read the halves before; then all before it."""
+    half = 1
+    while 2 * half <= min(BLOCK, length):
+        yield _Piece(length // (2 * half), slice(0, half), slice(half, 2 * half))
+        half *= 2
+    for start in range(BLOCK, length, BLOCK):
+        yield _Piece(1, slice(0, start), slice(start, start + BLOCK))
+
+
+def _exponentials(entries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(w - largest of its row) [x, t, s], exp(k - largest of its channel) [x, s, C], both largest [x, t, C]."""
+    highest, peak = entries.amax(2, keepdim=True), keys.amax(1, keepdim=True)
+    return (entries - highest).exp_(), (keys - peak).exp_(), highest + peak
 
 
 def _direct(inputs: Tensor, table: Tensor, causal: bool) -> Tensor:
