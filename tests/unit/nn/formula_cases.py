@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from paribus.evaluation.contract.subjects import shake
 from paribus.nn.component import make_mixer
@@ -81,3 +82,11 @@ def recur(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, causal: bool, read
 def rms(x: Tensor, weight: Tensor | float = 1.0, eps: float = 1e-6) -> Tensor:
     """RMSNorm of the last axis."""
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def convolve(x: Tensor, taps: Tensor, causal: bool) -> Tensor:
+    """Each channel with its own taps: the present token and those before it, or as many before as after and one."""
+    W = taps.shape[1]
+    before = W - 1 if causal else W // 2
+    padded = pad(x, (0, 0, before, W - 1 - before))
+    return torch.stack([(padded[:, t : t + W] * taps.T).sum(1) for t in range(x.shape[1])], 1)

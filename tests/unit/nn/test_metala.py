@@ -7,20 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, silu
+from torch.nn.functional import silu
 
 from paribus.nn.component import make_mixer
 from paribus.nn.initialization import initialize
 from paribus.nn.mixer import Placement
-from tests.unit.nn.formula_cases import LENGTHS, check_formula, heads_of, mixer_of, recur
-
-
-def convolve(x: Tensor, taps: Tensor, causal: bool) -> Tensor:
-    """Each channel with its own taps: the present token and those before it, or as many before as after and one."""
-    W = taps.shape[1]
-    before = W - 1 if causal else W // 2
-    padded = pad(x, (0, 0, before, W - 1 - before))
-    return torch.stack([(padded[:, t : t + W] * taps.T).sum(1) for t in range(x.shape[1])], 1)
+from tests.unit.nn.formula_cases import LENGTHS, check_formula, convolve, heads_of, mixer_of, recur
 
 
 @pytest.mark.parametrize("causal", [True, False])
