@@ -97,13 +97,13 @@ def _one_matrix(tokens: Tensor, matrix: Tensor, causal: bool, softmax: bool) -> 
     """The same matrix for all rows: tokens [R, n, H, V] -> [R, n, G, V]."""
     R, n, H, V = tokens.shape
     G = matrix.shape[0]
-    if softmax:
-        ahead = torch.ones(n, n, dtype=torch.bool, device=tokens.device).triu(1) if causal else None
-        matrix = _weights(matrix[:, :n, :n], ahead, softmax)
     inputs = tokens.permute(2, 1, 0, 3).reshape(H, n, R * V)
     if G > H:
         inputs = inputs.repeat_interleave(G // H, 0)
-    y: Tensor = _Triangular.apply(matrix, inputs) if causal else matrix[:, :n, :n] @ inputs
+    if causal:
+        y: Tensor = (_TriangularSoftmax if softmax else _Triangular).apply(matrix, inputs)
+    else:
+        y = _weights(matrix[:, :n, :n], None, softmax) @ inputs
     return y.view(G, n, R, V).permute(2, 1, 0, 3)
 
 
@@ -171,6 +171,43 @@ class _Triangular(torch.autograd.Function):
                     torch.mm(above, inputs.T, out=into)
                 grad_matrix[:, own, own].tril_()
         return grad_matrix, grad_x
+
+
+class _TriangularSoftmax(torch.autograd.Function):
+    """The same, each row's weights the softmax of its entries; they are made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:
+        y, log_weight = torch.empty_like(x), x.new_empty(*x.shape[:2], 1)
+        for own in _blocks(x.shape[1]):
+            logits = _logits(matrix, own)
+            torch.logsumexp(logits, 2, keepdim=True, out=log_weight[:, own])
+            torch.bmm(logits.sub_(log_weight[:, own]).exp_(), x[:, : own.stop], out=y[:, own])
+        ctx.save_for_backward(matrix, x, y, log_weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, x, y, log_weight = ctx.saved_tensors
+        grad_matrix, grad_x = torch.zeros_like(matrix), torch.zeros_like(x)
+        mean = (grad * y).sum(2, keepdim=True)
+        for own in _blocks(x.shape[1]):
+            until, given = slice(0, own.stop), grad[:, own]
+            weights = _logits(matrix, own).sub_(log_weight[:, own]).exp_()
+            torch.baddbmm(grad_x[:, until], weights.mT, given, out=grad_x[:, until])
+            through = torch.bmm(given, x[:, until].mT)
+            torch.mul(through.sub_(mean[:, own]), weights, out=grad_matrix[:, own, until])
+        return grad_matrix, grad_x
+
+
+def _logits(matrix: Tensor, own: slice) -> Tensor:
+    """A copy of the block's rows, -inf above the diagonal."""
+    rows = matrix[:, own, : own.stop].clone()
+    size = own.stop - own.start
+    ahead = torch.ones(size, size, dtype=torch.bool, device=matrix.device).triu_(1)
+    rows[..., own.start :].masked_fill_(ahead, -torch.inf)
+    return rows
 
 
 def _blocks(n: int) -> list[slice]:
