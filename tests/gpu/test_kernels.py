@@ -15,6 +15,7 @@ from paribus.nn.kernels.convolution import convolution, short_convolution
 from paribus.nn.kernels.delta import delta
 from paribus.nn.kernels.recurrence import recurrence
 from paribus.nn.kernels.scan import scan
+from paribus.nn.kernels.shared_keys import shared_recurrence
 from paribus.nn.kernels.state_space import state_space_scan
 from paribus.nn.kernels.tokens import mix_tokens
 from paribus.nn.segments import Rows, resolve
@@ -97,6 +98,10 @@ CASES: dict[str, tuple[Call, list[Tensor]]] = {
     "recurrence value": (
         gated("recurrence", readout="value"),
         [normal(B, T, H, V), *heads()[1:], *DECAYS["channel"]],
+    ),
+    "recurrence shared keys": (
+        plain(shared_recurrence),
+        [normal(B, T, 1, K), normal(B, T, 1, K), normal(B, T, H, V), *DECAYS["scalar"]],
     ),
     "recurrence bonus": (with_bonus, [*heads(), *DECAYS["channel"], normal(H, K)]),
     **{

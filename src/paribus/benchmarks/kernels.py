@@ -70,6 +70,13 @@ def recurrence(kind: str, B: int, T: int) -> Case:
     return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay(kind, B, T)])
 
 
+def shared_keys(B: int, T: int) -> Case:
+    """Gated linear recurrence with scalar decay whose heads share one key and one query."""
+    q, k = (torch.randn(B, T, 1, WIDTH, requires_grad=True) for _ in range(2))
+    inputs = [q, k, *_heads(B, T, 1), *_decay("scalar", B, T)]
+    return _case(_kernel("shared_recurrence", "shared_keys"), inputs)
+
+
 def values(B: int, T: int) -> Case:
     """Gated linear recurrence read on the value side, decay per channel."""
     return _case(_kernel("recurrence"), [*_heads(B, T, 3), *_decay("channel", B, T)], readout="value")
@@ -152,6 +159,7 @@ def tokens(B: int, T: int) -> Case:
 CASES: dict[str, Callable[[int, int], Case]] = {
     "attention": attention,
     **{f"recurrence {kind}": partial(recurrence, kind) for kind in ("none", "constant", "scalar", "channel")},
+    "recurrence shared_keys": shared_keys,
     "recurrence value": values,
     "recurrence bonus": bonus,
     **{f"delta {kind}": partial(delta, kind) for kind in ("none", "scalar", "channel")},

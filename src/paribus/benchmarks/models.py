@@ -19,6 +19,7 @@ from .record import append_rows, show
 from .timing import Loss, interleaved, per_second, ratios, training_step
 from .whole import (
     PEERS,
+    Peer,
     Shape,
     batch,
     beside_peer,
@@ -62,11 +63,11 @@ def bench(
     shape = default_shape(width, layers)
     for length in lengths:
         found = compare(shape, length, mixers, tokens, rounds)
-        for mixer in [mixer for mixer in mixers if mixer in PEERS]:
+        for peer in [peer for peer in PEERS if peer.mixer in mixers]:
             try:
-                found.append(compare_peer(shape, length, mixer, tokens, rounds))
+                found.append(compare_peer(shape, length, peer, tokens, rounds))
             except ValueError as problem:  # what was measured is kept
-                print(f"no row for {mixer} beside {PEERS[mixer].name}: {problem}")
+                print(f"no row for {peer.mixer} beside {peer.name}: {problem}")
         rows = [{"width": width, "layers": layers, "length": length, **row} for row in found]
         show(rows, _COLUMNS)
         append_rows(results, "models", rows)
@@ -87,18 +88,17 @@ def compare(shape: Shape, length: int, mixers: list[str], tokens: int, rounds: i
     ]
 
 
-def compare_peer(shape: Shape, length: int, mixer: str, tokens: int, rounds: int) -> dict[str, Any]:
-    """Our model of this mixer beside somebody else's.
+def compare_peer(shape: Shape, length: int, peer: Peer, tokens: int, rounds: int) -> dict[str, Any]:
+    """Our model of this peer's mixer beside the peer.
 
     Raises:
         ValueError: the peer is not installed, or not of our size.
     """
     inputs, targets = batch(tokens, length)
-    mine, theirs = beside_peer(mixer, shape, length)
-    peer = PEERS[mixer]
-    models: dict[str, Model] = {mixer: (mine, ours_loss), peer.name: (theirs, peer.loss)}
+    mine, theirs = beside_peer(peer, shape, length)
+    models: dict[str, Model] = {peer.mixer: (mine, ours_loss), peer.name: (theirs, peer.loss)}
     seconds = _seconds(models, inputs, targets, rounds)
-    return _row(mixer, peer.name, models, inputs.numel(), seconds)
+    return _row(peer.mixer, peer.name, models, inputs.numel(), seconds)
 
 
 def _seconds(models: dict[str, Model], inputs: Tensor, targets: Tensor, rounds: int) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,22 +159,23 @@ def _llama_name(name: str) -> str:
 class Peer:
     """Somebody else's model whose every block is one of our mixers, with no channel mixer."""
 
+    mixer: str
     name: str
     build: Callable[[Shape], nn.Module]
     loss: Loss = logits_loss
 
 
-def mamba2_of_transformers(shape: Shape) -> nn.Module:
-    """transformers' Mamba2 with our mixer's default sizes, heads of 64 channels as in its own checkpoints."""
+def mamba2_of_transformers(chunk: int, shape: Shape) -> nn.Module:
+    """transformers' Mamba2 with our mixer's default sizes and chunks of `chunk` tokens."""
     config = Mamba2Config(
         vocab_size=VOCABULARY,
         hidden_size=shape.width,
         num_hidden_layers=shape.layers,
-        num_heads=2 * shape.width // 64,
-        head_dim=64,
+        num_heads=shape.heads,
+        head_dim=2 * shape.width // shape.heads,
         state_size=64,
         n_groups=1,
-        chunk_size=64,
+        chunk_size=chunk,
         use_cache=False,
     )
     return Mamba2ForCausalLM(config)
@@ -197,21 +199,23 @@ def mamba_of_mambapy(shape: Shape) -> nn.Module:
     )
 
 
-PEERS = {
-    "mamba2": Peer("transformers_mamba2", mamba2_of_transformers),
-    "mamba": Peer("mambapy", mamba_of_mambapy),
-}
+PEERS = (
+    Peer("mamba2", "transformers_mamba2", partial(mamba2_of_transformers, 256)),
+    Peer("mamba2", "transformers_mamba2_chunk_64", partial(mamba2_of_transformers, 64)),
+    Peer("mamba", "mambapy", mamba_of_mambapy),
+)
+"""transformers' Mamba2 with its default chunks, and with those that are its fastest on a CPU."""
 
 
-def beside_peer(mixer: str, shape: Shape, length: int) -> tuple[ParibusForCausalLM, nn.Module]:
+def beside_peer(peer: Peer, shape: Shape, length: int) -> tuple[ParibusForCausalLM, nn.Module]:
     """Our model and its peer's; ours has a channel mixer one channel wide, since theirs has none.
 
     Raises:
         ValueError: the peer is not installed, or the parameters differ by more than the equalizer's tolerance.
     """
-    model = ours(Shape(shape.width, shape.layers, 1), length, mixer)
-    peer = PEERS[mixer].build(shape)
-    counts = parameter_count(model), parameter_count(peer)
+    model = ours(Shape(shape.width, shape.layers, 1), length, peer.mixer)
+    theirs = peer.build(shape)
+    counts = parameter_count(model), parameter_count(theirs)
     if abs(counts[0] - counts[1]) > TOLERANCE * counts[1]:
-        raise ValueError(f"{mixer} has {counts[0]:,} parameters and {PEERS[mixer].name} {counts[1]:,}; not comparable")
-    return model, peer
+        raise ValueError(f"{peer.mixer} has {counts[0]:,} parameters and {peer.name} {counts[1]:,}; not comparable")
+    return model, theirs

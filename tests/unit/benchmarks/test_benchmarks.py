@@ -71,19 +71,18 @@ def test_models_beside_a_peer(
     def absent(shape: whole.Shape) -> torch.nn.Module:
         raise ValueError("not installed")
 
-    peers = {"gla": whole.Peer("twin", twin, whole.ours_loss), "rg_lru": whole.Peer("other", absent)}
-    monkeypatch.setattr(whole, "PEERS", peers)
+    peers = (whole.Peer("gla", "twin", twin, whole.ours_loss), whole.Peer("rg_lru", "other", absent))
     monkeypatch.setattr("paribus.benchmarks.models.PEERS", peers)
     found = run(tmp_path, "models", *SMALL, *SIZES, "--mixers", "gla", "rg_lru")
     assert [(row["model"], row["base"]) for row in found][-1] == ("gla", "twin")
     assert "no row for rg_lru beside other: not installed" in capsys.readouterr().out
-    monkeypatch.setitem(peers, "gla", whole.Peer("big", lambda shape: torch.nn.Linear(999, 999)))
+    big = whole.Peer("gla", "big", lambda shape: torch.nn.Linear(999, 999))
     with pytest.raises(ValueError, match="not comparable"):
-        whole.beside_peer("gla", whole.default_shape(32, 1), 16)
+        whole.beside_peer(big, whole.default_shape(32, 1), 16)
 
 
-def test_the_peers_learn_from_the_same_targets() -> None:
-    model = whole.mamba2_of_transformers(whole.default_shape(64, 1))
+def test_a_peer_of_our_size_learns_from_the_same_targets() -> None:
+    _, model = whole.beside_peer(whole.PEERS[0], whole.default_shape(256, 1), 16)
     inputs, targets = whole.batch(16, 16)
     whole.logits_loss(model, inputs, targets).backward()
     assert parameter_count(model) > 0
