@@ -42,7 +42,7 @@ def test_float32_is_near_the_reference_at_any_strength(kernel: str, kind: str, s
 @pytest.mark.parametrize("kernel", DELTAS)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, 65, 200])
 def test_any_cut_gives_the_same(kernel: str, length: int, kind: str, layout: str) -> None:
     case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     run = case.run(causal=True)
@@ -249,13 +249,12 @@ def test_runs_on_the_meta_device(kernel: str, kind: str) -> None:
 
 
 def test_cost_is_what_chunks_need() -> None:
-    q, k, v = (torch.randn(1, 128, 1, 8) for _ in range(3))
-    with FlopCounter() as counter:
-        delta(q, k, v, torch.ones(1, 128, 1), None, rows=rows_of(q), state=None, causal=True)
-    products = (
-        2 * 128 * (5 * 32 * 8 + 3 * 8 * 8)
-    )  # q kᵀ, k kᵀ, inverse · v, inverse · k, pairs · values; three with states
-    assert counter.total == products + 32 * 128 * 32
+    for width, C in ((8, 16), (40, 32)):
+        q, k, v = (torch.randn(1, 128, 1, width) for _ in range(3))
+        with FlopCounter() as counter:
+            delta(q, k, v, torch.ones(1, 128, 1), None, rows=rows_of(q), state=None, causal=True)
+        # q kᵀ, k kᵀ, inverse · v, inverse · k, pairs · values; three with states
+        assert counter.total == 2 * 128 * (5 * C * width + 3 * width * width) + C * 128 * C
 
 
 def test_nothing_to_write_is_one_clear_line() -> None:

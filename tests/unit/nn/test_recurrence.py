@@ -56,7 +56,7 @@ def test_decays_so_strong_that_they_underflow(kernel: str, kind: str) -> None:
 @pytest.mark.parametrize("kernel", RECURRENCES)
 @pytest.mark.parametrize("layout", ["plain", "segments"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, 65, 200])
 def test_any_cut_gives_the_same(kernel: str, length: int, kind: str, layout: str) -> None:
     case, segments = make_case(kernel, kind, length), segments_of(layout, length)
     run = case.run(causal=True)
@@ -189,10 +189,11 @@ def test_runs_on_the_meta_device(kernel: str, kind: str) -> None:
 
 
 def test_cost_is_what_chunks_need() -> None:
-    q, k, v = (torch.randn(1, 128, 1, 8) for _ in range(3))
-    with FlopCounter() as counter:
-        recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=True)
-    assert counter.total == 2 * 128 * (2 * 32 * 8 + 2 * 8 * 8)
+    for width, C in ((8, 16), (40, 32)):
+        q, k, v = (torch.randn(1, 128, 1, width) for _ in range(3))
+        with FlopCounter() as counter:
+            recurrence(q, k, v, None, rows=rows_of(q), state=None, causal=True)
+        assert counter.total == 2 * 128 * (2 * C * width + 2 * width * width)
 
 
 def test_the_value_side_is_the_first_pass_of_gated_slot_attention() -> None:

@@ -15,7 +15,7 @@ So nothing overflows, cancels or is clamped, however strong the decay; blocks do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from ..segments import Rows
 from ..settings import nearest
 
 CHUNK = 32
-"""The most tokens in a chunk; a power of two."""
+"""The most tokens in a chunk; a power of two. Half of it where keys are not wider, which is then faster."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def chunk_length(T: int) -> int:
-    """The smallest power of two that holds T tokens, at most `CHUNK`."""
-    return min(CHUNK, 1 << (T - 1).bit_length())
+def chunk_length(T: int, width: int) -> int:
+    """The smallest power of two that holds T tokens, at most `CHUNK`, or half of it for a key width no larger."""
+    return min(CHUNK if width > CHUNK else CHUNK // 2, 1 << (T - 1).bit_length())
 
 
 def split(x: Tensor, C: int) -> Tensor:
@@ -159,37 +159,41 @@ def merge(x: Tensor, T: int) -> Tensor:
 
 
 class Weights(NamedTuple):
-    """The weights inside chunks, as this module's docstring defines them."""
+    """The weights inside chunks, as this module's docstring defines them, of queries i and keys j."""
 
-    pairs: Tensor
-    """[..., B, H, N, C, C], lower triangular."""
-    read: Tensor
-    """[..., B, H, N, C, K]."""
-    write: Tensor
-    """[B, H, N, C, K]."""
+    pairs: list[list[Tensor]]
+    """[i][j]: [B, H, N, C, C], lower triangular."""
+    read: list[Tensor]
+    """[i]: [B, H, N, C, K]."""
+    write: list[Tensor]
+    """[j]: [B, H, N, C, K]."""
     keep: Tensor
     """[B, H, N, 1 or K, 1]."""
 
 
-def weigh(q: Tensor, k: Tensor, gates: Gates) -> Weights:
-    """The weights of chunked k [B, H, N, C, K] and q, or several q [..., B, H, N, C, K] that share the work on k.
+def weigh(queries: list[Tensor], keys: list[Tensor], gates: Gates) -> Weights:
+    """The weights of chunked queries and keys, [B, H, N, C, K] each, which share the work on the decays.
 
     Args:
         gates: of the tokens, not chunked.
     """
-    C = q.shape[-2]
+    C, k = keys[0].shape[-2], keys[0]
     if gates.log_decay is None:
-        weights = Weights((q @ k.mT).tril_(), q, k, k.new_ones(*k.shape[:3], 1, 1))
+        pairs = [[(q @ k.mT).tril_() for k in keys] for q in queries]
+        weights = Weights(pairs, queries, keys, k.new_ones(*k.shape[:3], 1, 1))
     else:
         decayed = _ScalarDecay if gates.log_decay.shape[-1] == 1 else _ChannelDecay
-        weights = Weights(*decayed.apply(q, k, split(gates.log_decay, C)))
+        keep, *flat = decayed.apply(split(gates.log_decay, C), len(queries), *queries, *keys)
+        n, m = len(queries), len(keys)
+        pairs = [flat[i * m : (i + 1) * m] for i in range(n)]
+        weights = Weights(pairs, flat[n * m : n * m + n], flat[n * m + n :], keep)
     if gates.starts is None:
         return weights
     together = find_together(gates.starts, C)
     return Weights(
-        torch.where(together.pairs, weights.pairs, 0),
-        torch.where(together.first, weights.read, 0),
-        torch.where(together.last, weights.write, 0),
+        [[torch.where(together.pairs, x, 0) for x in row] for row in weights.pairs],
+        [torch.where(together.first, x, 0) for x in weights.read],
+        [torch.where(together.last, x, 0) for x in weights.write],
         torch.where(together.whole, weights.keep, 0),
     )
 
@@ -271,69 +275,97 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _ScalarDecay(torch.autograd.Function):
-    """`Weights` of k [..., C, K] and one or several q under log-decays [..., C, 1]."""
+    """keep, pairs, reads, writes of n queries and then m keys [..., C, K] under log-decays [..., C, 1]."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
-        decay = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).repeat(*k.shape[:-2], 1, 1)
+    def forward(ctx: Any, log_decay: Tensor, n: int, *tokens: Tensor) -> tuple[Tensor, ...]:
+        C, prefix, suffix = log_decay.shape[-2], log_decay.exp(), torch.ones_like(log_decay)
+        decay = torch.eye(C, dtype=prefix.dtype, device=prefix.device).repeat(*log_decay.shape[:-2], 1, 1)
         for c, later, earlier in levels(prefix, suffix):
             torch.mul(later, earlier.mT, out=joints(decay, c))
-        pairs = (q @ k.mT).mul_(decay)
-        keep = prefix[..., -1:, :]
-        ctx.save_for_backward(q, k, decay, prefix, suffix, pairs)
-        return pairs, q * prefix, k * suffix, keep.clone()
+        pairs = [(q @ k.mT).mul_(decay) for q in tokens[:n] for k in tokens[n:]]
+        ctx.n, ctx.num_tokens = n, len(tokens)
+        ctx.save_for_backward(decay, prefix, suffix, *tokens, *pairs)
+        return prefix[..., -1:, :].clone(), *pairs, *_edges(tokens, n, prefix, suffix)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_pairs: Tensor, d_read: Tensor, d_write: Tensor, d_keep: Tensor) -> tuple[Tensor, ...]:
-        q, k, decay, prefix, suffix, pairs = ctx.saved_tensors
-        d_logs = (d_pairs * pairs).tril_(-1)
-        d_scores = d_pairs * decay
-        with full_precision(q):
-            d_q, d_k = d_scores @ k, (d_scores.mT @ q).sum_to_size(k.shape)
-        d_read, d_write = d_read * prefix, d_write * suffix
-        d_prefix = d_logs.sum(-1, keepdim=True) - d_logs.sum(-2)[..., None] + (d_read * q).sum(-1, keepdim=True)
-        d_prefix = d_prefix.sum_to_size(prefix.shape)
-        d_suffix = (d_write * k).sum(-1, keepdim=True)
-        d_log_decay = gradient_of_log_decay(d_prefix, d_suffix, d_keep * prefix[..., -1:, :])
-        return d_q.add_(d_read), d_k.add_(d_write), d_log_decay
+    def backward(ctx: Any, d_keep: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        decay, prefix, suffix, *saved = ctx.saved_tensors
+        n, tokens, pairs = ctx.n, saved[: ctx.num_tokens], saved[ctx.num_tokens :]
+        d_pairs, d_edges = grads[: len(pairs)], grads[len(pairs) :]
+        d_tokens = _edges(d_edges, n, prefix, suffix)
+        d_sums = [(d * x).sum(-1, keepdim=True) for d, x in zip(d_tokens, tokens, strict=True)]
+        d_logs = sum(d * p for d, p in zip(d_pairs, pairs, strict=True)).tril_(-1)
+        d_prefix = sum(d_sums[:n]).add_(d_logs.sum(-1, keepdim=True)).sub_(d_logs.sum(-2)[..., None])
+        d_log_decay = gradient_of_log_decay(d_prefix, sum(d_sums[n:]), d_keep * prefix[..., -1:, :])
+        flat, d_flat = ([x.flatten(0, -3) for x in group] for group in (tokens, d_tokens))
+        with full_precision(prefix):
+            for number, d_pair in enumerate(d_pairs):
+                i, j = number // (len(tokens) - n), n + number % (len(tokens) - n)
+                d_scores = (d_pair * decay).flatten(0, -3)
+                d_flat[i] = torch.baddbmm(d_flat[i], d_scores, flat[j])
+                d_flat[j] = torch.baddbmm(d_flat[j], d_scores.mT, flat[i])
+        return d_log_decay, None, *(d.unflatten(0, x.shape[:-2]) for d, x in zip(d_flat, tokens, strict=True))
 
 
 class _ChannelDecay(torch.autograd.Function):
-    """`Weights` of k [..., C, K] and one or several q under log-decays [..., C, K].
+    """keep, pairs, reads, writes of n queries and then m keys [..., C, K] under log-decays [..., C, K].
 
-    Everything depends on q and k only through q exp(sum) and k exp(-sum), so the gradient of a running sum is
+    Pairs depend on q and k only through q exp(sum) and k exp(-sum), so their gradient of a running sum is
     q ⊙ dq - k ⊙ dk; t = s, where the two are equal, is left out.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, log_decay: Tensor, n: int, *tokens: Tensor) -> tuple[Tensor, ...]:
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
-        pairs = (q * k).sum(-1).diag_embed()
+        pairs = [(q * k).sum(-1).diag_embed() for q in tokens[:n] for k in tokens[n:]]
         for c, later, earlier in levels(prefix, suffix):
-            reads, writes = halves(q, c)[1] * later, halves(k, c)[0] * earlier
-            joints(pairs, c).copy_(reads @ writes.mT)
-        keep = prefix[..., -1, :, None].clone()
-        ctx.save_for_backward(q, k, log_decay)
-        return pairs, q * prefix, suffix.mul_(k), keep
+            halves_of_tokens = _joined(tokens, n, c, later, earlier)
+            for number, x in enumerate(pairs):
+                i, j = number // (len(tokens) - n), n + number % (len(tokens) - n)
+                joints(x, c).copy_(halves_of_tokens[i] @ halves_of_tokens[j].mT)
+        ctx.n = n
+        ctx.save_for_backward(log_decay, *tokens)
+        return prefix[..., -1, :, None].clone(), *pairs, *_edges(tokens, n, prefix, suffix)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_pairs: Tensor, d_read: Tensor, d_write: Tensor, d_keep: Tensor) -> tuple[Tensor, ...]:
-        q, k, log_decay = ctx.saved_tensors
+    def backward(ctx: Any, d_keep: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        log_decay, *tokens = ctx.saved_tensors
+        n, m = ctx.n, len(tokens) - ctx.n
+        d_pairs, d_edges = grads[: n * m], grads[n * m :]
         prefix, suffix = log_decay.exp(), torch.ones_like(log_decay)
-        d_q, d_k = torch.zeros_like(q), torch.zeros_like(k)
-        with full_precision(q):
+        d_tokens = [torch.zeros_like(x) for x in tokens]
+        with full_precision(log_decay):
             for c, later, earlier in levels(prefix, suffix):
-                reads, writes = halves(q, c)[1] * later, halves(k, c)[0] * earlier
-                d_joints = joints(d_pairs, c)
-                halves(d_q, c)[1].addcmul_(product(d_joints, writes), later)
-                halves(d_k, c)[0].addcmul_(product(d_joints.mT, reads).sum_to_size(writes.shape), earlier)
-        d_whole = d_keep.mT * prefix[..., -1:, :]
-        d_q.addcmul_(d_read, prefix)
-        d_write = suffix.mul_(d_write)
-        d_log_decay = gradient_of_log_decay((d_q * q).sum_to_size(k.shape) - d_k * k, d_write * k, d_whole)
-        d_diagonal = d_pairs.diagonal(dim1=-2, dim2=-1)[..., None]
-        d_k.add_(d_write).add_((d_diagonal * q).sum_to_size(k.shape))
-        return d_q.addcmul_(d_diagonal, k), d_k, d_log_decay
+                halves_of_tokens = _joined(tokens, n, c, later, earlier)
+                for number, d_pair in enumerate(d_pairs):
+                    i, j = number // m, n + number % m
+                    d_joints = joints(d_pair, c)
+                    halves(d_tokens[i], c)[1].addcmul_(product(d_joints, halves_of_tokens[j]), later)
+                    halves(d_tokens[j], c)[0].addcmul_(product(d_joints.mT, halves_of_tokens[i]), earlier)
+        d_prefix = sum(d * x for d, x in zip(d_tokens[:n], tokens, strict=False))
+        for d, x in zip(d_tokens[n:], tokens[n:], strict=True):
+            d_prefix.addcmul_(d, x, value=-1)
+        d_suffix = torch.zeros_like(prefix)
+        for number, (d, x, edge) in enumerate(zip(d_tokens, tokens, _edges(d_edges, n, prefix, suffix), strict=True)):
+            (d_prefix if number < n else d_suffix).addcmul_(edge, x)
+            d.add_(edge)
+        for number, d_pair in enumerate(d_pairs):
+            i, j = number // m, n + number % m
+            d_diagonal = d_pair.diagonal(dim1=-2, dim2=-1)[..., None]
+            d_tokens[i].addcmul_(d_diagonal, tokens[j])
+            d_tokens[j].addcmul_(d_diagonal, tokens[i])
+        d_log_decay = gradient_of_log_decay(d_prefix, d_suffix, d_keep.mT * prefix[..., -1:, :])
+        return d_log_decay, None, *d_tokens
+
+
+def _edges(tokens: Sequence[Tensor], n: int, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
+    """n queries decayed from the chunk's beginning, and keys to its end."""
+    return [x * (prefix if i < n else suffix) for i, x in enumerate(tokens)]
+
+
+def _joined(tokens: Sequence[Tensor], n: int, c: int, later: Tensor, earlier: Tensor) -> list[Tensor]:
+    """n queries of second halves of 2c tokens decayed from where the halves meet, and keys of first halves to there."""
+    return [halves(x, c)[1] * later if i < n else halves(x, c)[0] * earlier for i, x in enumerate(tokens)]

@@ -115,30 +115,29 @@ def _chunked(
     erase_undecayed: bool, q: Tensor, writes: dict[str, Tensor], gates: Gates, state: Tensor, moment: Moment
 ) -> tuple[Tensor, Tensor]:
     """A triangular system inside chunks; between them S[n+1] = keep ⊙ S[n] + writeᵀ (target - held S[n]) + added."""
-    T, C = q.shape[1], chunk_length(q.shape[1])
+    T, C = q.shape[1], chunk_length(q.shape[1], q.shape[-1])
     q = split(q, C)
     chunks = {name: split(x, C) for name, x in writes.items()}
     k, strength, target, added = chunks["k"], chunks["strength"], chunks.get("v"), None
     starts = None if gates.starts is None else split(gates.starts[..., None, None], C)
     erase = _Read(chunks.get("erase", k), "undecayed" if erase_undecayed else "decayed", starts)
     reads = (_Read(q, moment, starts), erase)
-    queries = torch.stack([read.query for read in reads])
-    weights = weigh(queries, k, gates)
-    (pairs, overlaps), (read, hold) = (
-        [one.inside(x) for one, x in zip(reads, weights.pairs, strict=True)],
-        [one.before(x) for one, x in zip(reads, weights.read, strict=True)],
+    keys = [chunks[name] for name in ("k", "second_k") if name in chunks]
+    weights = weigh([one.query for one in reads], keys, gates)
+    (pairs, *beside), (overlaps, *met) = (
+        [one.inside(x) for x in row] for one, row in zip(reads, weights.pairs, strict=True)
     )
-    if "second_k" in chunks:
-        second, values = weigh(queries, chunks["second_k"], gates), chunks["second_v"]
-        beside, met = (one.inside(x) @ values for one, x in zip(reads, second.pairs, strict=True))
-        target = -met if target is None else target - met
-        added = second.write.mT @ values
+    read, hold = (one.before(x) for one, x in zip(reads, weights.read, strict=True))
+    write, keep = weights.write[0], weights.keep
+    if met:
+        values = chunks["second_v"]
+        target = -(met[0] @ values) if target is None else target - met[0] @ values
+        added = weights.write[1].mT @ values
     solve = _UnitInverse.apply(strength * overlaps) * strength.mT
-    flat = (solve @ target, solve @ hold, weights.write, weights.keep, added, state)
-    before, values, after = _ChunkStates.apply(*(None if x is None else x.flatten(0, 1) for x in flat))
-    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs.flatten(0, 1) @ values, read, before)))
-    o = o.unflatten(0, q.shape[:3])
-    return merge(o if added is None else o + beside, T), after.unflatten(0, q.shape[:2])
+    flat = (solve @ target, solve @ hold, write, keep, added, state)
+    before, u, after = _ChunkStates.apply(*(None if x is None else x.flatten(0, 1) for x in flat))
+    o = torch.baddbmm(*(x.flatten(0, -3) for x in (pairs.flatten(0, 1) @ u, read, before))).unflatten(0, q.shape[:3])
+    return merge(o + beside[0] @ values if beside else o, T), after.unflatten(0, q.shape[:2])
 
 
 class _Read(NamedTuple):

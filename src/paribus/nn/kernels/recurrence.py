@@ -105,12 +105,12 @@ def _chunked(
     """Quadratic inside chunks, linear between them."""
     if moment == "undecayed":
         return _shifted(q, writes, gates, state)
-    T, C = q.shape[1], chunk_length(q.shape[1])
+    T, C = q.shape[1], chunk_length(q.shape[1], writes["k"].shape[-1])
     q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
-    weights = weigh(q, k, gates)
-    pairs = weights.pairs.tril(-1) if moment == "decayed" else weights.pairs
-    before, state = chunk_states(weights.write.mT @ v, weights.keep, state)
-    o = torch.baddbmm(*(x.flatten(0, 2) for x in (pairs @ v, weights.read, before)))
+    [[pairs]], [read], [write], keep = weigh([q], [k], gates)
+    pairs = pairs.tril(-1) if moment == "decayed" else pairs
+    before, state = chunk_states(write.mT @ v, keep, state)
+    o = torch.baddbmm(*(x.flatten(0, 2) for x in (pairs @ v, read, before)))
     return merge(o.unflatten(0, q.shape[:3]), T), state
 
 
@@ -137,7 +137,7 @@ def _chunked_values(
     if gates.log_decay is None or gates.log_decay.shape[-1] == 1:
         o, state = _chunked(q, {"k": writes["v"], "v": writes["k"]}, gates, state.mT, moment)
         return o, state.mT
-    T, C = q.shape[1], chunk_length(q.shape[1])
+    T, C = q.shape[1], chunk_length(q.shape[1], writes["k"].shape[-1])
     q, k, v = (split(x, C) for x in (q, writes["k"], writes["v"]))
     weights = weigh_values((q @ v.mT).tril(-1 if moment == "decayed" else 0), k, gates)
     before, state = chunk_states(weights.write.mT @ v, weights.keep, state)

@@ -109,13 +109,12 @@ class _Pass:
     """The recurrence in one direction for any q; `strict` reads before the token's own write."""
 
     def __init__(self, write: Tensor, k: Tensor, gates: Gates, state: Tensor, strict: bool) -> None:
-        self.length = chunk_length(k.shape[1])
+        self.length = chunk_length(*k.shape[1::2])
         self.write, self.k = split(write, self.length), split(k, self.length)
         ones = torch.ones_like(self.k[..., :1])
-        weights = weigh(ones, ones, gates)
-        self.decay = weights.pairs.tril(-1 if strict else 0)
-        self.read = weights.read
-        self.before, _ = chunk_states((weights.write * self.write).mT @ self.k, weights.keep, state)
+        [[decay]], [self.read], [write], keep = weigh([ones], [ones], gates)
+        self.decay = decay.tril(-1 if strict else 0)
+        self.before, _ = chunk_states((write * self.write).mT @ self.k, keep, state)
 
     def __call__(self, q: Tensor) -> Tensor:
         T, q = q.shape[1], split(q, self.length)
