@@ -24,7 +24,7 @@ from .cost import report_flops
 
 CHUNK = 32
 """Tokens in a chunk."""
-GROUP = 8192
+GROUP = 16384
 """Rows of a batch run together as long as one token's states are not more numbers than this."""
 ALGORITHMS = ("chunked", "reference")
 
@@ -117,6 +117,10 @@ def _without_padding(x: Tensor, rows: Rows) -> Tensor:
     return x if rows.valid is None else x.masked_fill(~rows.valid[..., None], 0)
 
 
+def _chunks(x: Tensor | None, rows: slice, count: int) -> Sequence[Any]:
+    return (None,) * count if x is None else x[rows].split(CHUNK, 1)
+
+
 class _Inputs(NamedTuple):
     """What `state_space_scan` takes; x and step are zero at padding."""
 
@@ -137,9 +141,19 @@ class _Inputs(NamedTuple):
         read = self.read if self.write is None else function(self.read)
         return _Inputs(x, step, self.rate, write, read, valid, starts)
 
-    def part(self, rows: slice, tokens: slice) -> _Inputs:
-        """Some tokens of some rows."""
-        return self.map(lambda t: t[rows, tokens])
+    def groups(self) -> list[slice]:
+        """The rows that run together."""
+        size = max(1, GROUP // self.rate.numel())
+        return [slice(start, start + size) for start in range(0, self.x.shape[0], size)]
+
+    def chunks(self, rows: slice) -> list[_Inputs]:
+        """These rows chunk by chunk."""
+        count = -(-self.x.shape[1] // CHUNK)
+        x, step, write, valid, starts = (
+            _chunks(t, rows, count) for t in (self.x, self.step, self.write, self.valid, self.starts)
+        )
+        read = [self.read] * count if self.write is None else _chunks(self.read, rows, count)
+        return [_Inputs(*part) for part in zip(x, step, [self.rate] * count, write, read, valid, starts, strict=True)]
 
     def reversed(self) -> _Inputs:
         """The same tokens read from the end: before t is written there, the decay of t + 1 acts.
@@ -155,41 +169,37 @@ class _Inputs(NamedTuple):
         weight = self.read.sum(0) if self.write is None else (self.read * self.write).sum(-1, keepdim=True)
         return weight.real * self.x
 
-    def decays(self) -> Tensor:
-        """[B, T, N, E]: what is kept of each state just before each token is written."""
-        shape = (*self.x.shape[:2], *self.rate.shape)
+    def decays(self, out: Tensor) -> None:
+        """Write into `out` [B, T, N, E] what is kept of each state just before each token is written."""
         if self.step is not None:
-            decays = _exponential(self.step[:, :, None], self.rate)
+            _exponential(self.step[:, :, None], self.rate, out)
         else:
-            decays = _exponential(self.rate.new_ones((), dtype=self.x.dtype), self.rate).expand(shape)
+            out.copy_(_exponential(self.x.new_ones(()), self.rate))
             if self.valid is not None:
-                decays = torch.where(self.valid[..., None, None], decays, 1)
-        return decays if self.starts is None else torch.where(self.starts[..., None, None], 0, decays)
+                out.masked_fill_(~self.valid[..., None, None], 1)
+        if self.starts is not None:
+            out.masked_fill_(self.starts[..., None, None], 0)
 
-    def written(self) -> Tensor:
-        """[B, T, N, E]: what each token adds to the states."""
-        x = self.x[:, :, None]
+    def states(self, h: _Numbers, decays: _Numbers, before: Tensor) -> None:
+        """Write h and the decays after the states `before` [B, N, E] the first token."""
+        self.decays(decays.all)
         if self.write is None:
-            return x.to(self.rate.dtype).repeat(1, 1, self.rate.shape[0], 1)
-        return self.write[..., None] * x
-
-    def states(self, decays: Tensor, before: Tensor) -> Tensor:
-        """h [B, T, N, E] after the states [B, N, E] before the first token."""
-        h = self.written()
-        _run(h.unbind(1), decays.unbind(1), before)
-        return h
+            h.all.copy_(self.x[:, :, None])
+        else:
+            torch.mul(self.write[..., None], self.x[:, :, None], out=h.all)
+        _run(h.tokens, decays.tokens, before)
 
     def read_out(self, h: Tensor) -> Tensor:
         """y [B, T, E]."""
         if self.write is None:
             return (self.read * h).sum(2).real
-        return (self.read[:, :, None] @ h)[:, :, 0].real
+        return _weighted_sum(self.read, h).real
 
     def weight_gradient(self, x: Tensor, h: Tensor) -> Tensor:
         """Of weights that join x [B, T, E] and h [B, T, N, E]: [B, T, N], or [N, E] for all tokens."""
         if self.write is None:
             return (x[:, :, None] * h).sum((0, 1))
-        return (x[:, :, None].to(h.dtype) @ h.mT)[:, :, 0]
+        return _weighted_sum(x.to(h.dtype), h.mT)
 
 
 def _step_by_step(initial: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
@@ -207,6 +217,31 @@ def _step_by_step(initial: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, 1), h
 
 
+class _Numbers(NamedTuple):
+    """Memory for the states of a chunk, used again by each: making views of its tokens costs as much as adding them."""
+
+    all: Tensor
+    """[B, T, N, E]."""
+    tokens: tuple[Tensor, ...]
+    """[B, N, E] each."""
+
+
+class _Memory:
+    """Several `_Numbers` for any part of the inputs."""
+
+    def __init__(self, inputs: _Inputs, count: int) -> None:
+        B, T = inputs.x[inputs.groups()[0]].shape[:2]
+        self.flat = [inputs.rate.new_empty(B * min(T, CHUNK) * inputs.rate.numel()) for _ in range(count)]
+        self.made: dict[tuple[int, ...], list[_Numbers]] = {}
+
+    def __call__(self, part: _Inputs) -> list[_Numbers]:
+        shape = (*part.x.shape[:2], *part.rate.shape)
+        if shape not in self.made:
+            views = [flat[: math.prod(shape)].view(shape) for flat in self.flat]
+            self.made[shape] = [_Numbers(view, view.unbind(1)) for view in views]
+        return self.made[shape]
+
+
 class _Chunked(torch.autograd.Function):
     """Chunk after chunk; only the states before each are kept.
 
@@ -218,15 +253,16 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, initial: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
         inputs = _Inputs(*tensors)
         y, last = torch.empty_like(inputs.x), torch.empty_like(initial)
+        memory = _Memory(inputs, 2)
         borders = []
-        for rows in _groups(inputs):
+        for rows in inputs.groups():
             state = initial[rows]
-            for tokens in _chunks(inputs):
+            for part, y_part in zip(inputs.chunks(rows), y[rows].split(CHUNK, 1), strict=True):
                 borders.append(state)
-                part = inputs.part(rows, tokens)
-                h = part.states(part.decays(), state)
-                y[rows, tokens] = part.read_out(h)
-                state = h[:, -1].clone()
+                h, decays = memory(part)
+                part.states(h, decays, state)
+                y_part.copy_(part.read_out(h.all))
+                state = h.tokens[-1].clone()
             last[rows] = state
         report_flops("state_space_scan", 2 * inputs.x.numel() * inputs.rate.shape[0])
         ctx.save_for_backward(*inputs, *borders)
@@ -236,79 +272,81 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         inputs, borders = _Inputs(*ctx.saved_tensors[:7]), list(ctx.saved_tensors[7:])
-        whole = _Gradients(
-            torch.empty_like(d_last),
-            torch.empty_like(inputs.x),
-            None if inputs.step is None else torch.empty_like(inputs.step),
-            torch.zeros_like(inputs.rate),
-            None if inputs.write is None else torch.empty_like(inputs.write),
-            torch.zeros_like(inputs.read),
-        )
+        zeros: list[Any] = [None if t is None else torch.zeros_like(t) for t in inputs[:5]]
+        whole = _Gradients(*zeros)
+        d_initial = torch.empty_like(d_last)
+        memory = _Memory(inputs, 3)
         with full_precision(d_y):
-            for rows in reversed(_groups(inputs)):
-                after = d_last[rows].conj_physical()
-                for tokens in reversed(_chunks(inputs)):
-                    part = inputs.part(rows, tokens)
-                    after = whole.add(part, (rows, tokens), d_y[rows, tokens], borders.pop(), after)
-                whole.initial[rows] = after
+            for rows in reversed(inputs.groups()):
+                g = d_last[rows].conj_physical()
+                parts = zip(inputs.chunks(rows), whole.chunks(rows), d_y[rows].split(CHUNK, 1), strict=True)
+                for part, gradients, d_y_part in reversed(list(parts)):
+                    g = gradients.add(part, d_y_part, borders.pop(), g, memory(part))
+                d_initial[rows] = g
         report_flops("state_space_scan", 4 * inputs.x.numel() * inputs.rate.shape[0])
-        return *(None if g is None else g.conj_physical() for g in whole), None, None
+        return *(None if g is None else g.conj_physical() for g in (d_initial, *whole)), None, None
 
 
 class _Gradients(NamedTuple):
-    """Conjugates of the gradients."""
+    """Conjugates of the gradients, zero at first."""
 
-    initial: Tensor
     x: Tensor
     step: Tensor | None
     rate: Tensor
     write: Tensor | None
     read: Tensor
 
-    def add(self, part: _Inputs, place: tuple[slice, slice], d_y: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Fill in the part at `place`, with states `before` it and the gradient `after` it; returns that before it."""
-        decays = part.decays()
-        h = part.states(decays, before)
-        g = (part.read if self.write is None else part.read[..., None]) * d_y[:, :, None]
-        g[:, -1] += after
-        _run(g.unbind(1)[-2::-1], decays.unbind(1)[:0:-1], g[:, -1])
-        if self.write is None:
-            self.x[place] = g.sum(2).real
-            self.read.add_(part.weight_gradient(d_y, h))
+    def chunks(self, rows: slice) -> list[_Gradients]:
+        """Views of these rows, chunk by chunk; what has no tokens is the same for all."""
+        count = -(-self.x.shape[1] // CHUNK)
+        x, step, write = (_chunks(t, rows, count) for t in (self.x, self.step, self.write))
+        read = [self.read] * count if self.write is None else _chunks(self.read, rows, count)
+        return [_Gradients(*part) for part in zip(x, step, [self.rate] * count, write, read, strict=True)]
+
+    def add(self, part: _Inputs, d_y: Tensor, before: Tensor, after: Tensor, memory: list[_Numbers]) -> Tensor:
+        """Add what a part gives, with states `before` it and their gradient `after` it; returns that before it."""
+        h, decays, g = memory
+        part.states(h, decays, before)
+        torch.mul(part.read if part.write is None else part.read[..., None], d_y[:, :, None], out=g.all)
+        g.tokens[-1].add_(after)
+        _run(g.tokens[-2::-1], decays.tokens[:0:-1], g.tokens[-1])
+        after = decays.tokens[0] * g.tokens[0]
+        self.read.add_(part.weight_gradient(d_y, h.all))
+        if self.write is None or part.write is None:
+            self.x.add_(g.all.sum(2).real)
         else:
-            assert part.write is not None
-            self.x[place] = (part.write[:, :, None] @ g)[:, :, 0].real
-            self.write[place] = part.weight_gradient(part.x, g)
-            self.read[place] = part.weight_gradient(d_y, h)
-        d_log = torch.cat([before[:, None], h[:, :-1]], 1).mul_(decays).mul_(g)
-        if self.step is None:
+            self.x.add_(_weighted_sum(part.write, g.all).real)
+            self.write.add_(part.weight_gradient(part.x, g.all))
+        decays.tokens[0].mul_(before)
+        decays.all[:, 1:].mul_(h.all[:, :-1])
+        self._add_decays(part, decays.all.mul_(g.all), h.all)
+        return after
+
+    def _add_decays(self, part: _Inputs, d_log: Tensor, products: Tensor) -> None:
+        """Of step and rate, from that of the logarithms of the decays; both tensors are used up."""
+        if self.step is None or part.step is None:
             if part.valid is not None:
                 d_log.masked_fill_(~part.valid[..., None, None], 0)
-            self.rate.add_(d_log.sum((0, 1)))
         else:
-            assert part.step is not None
-            self.step[place] = (d_log * part.rate).sum(2).real
-            self.rate.add_(d_log.mul_(part.step[:, :, None]).sum((0, 1)))
-        return decays[:, 0] * g[:, 0]
-
-
-def _groups(inputs: _Inputs) -> list[slice]:
-    size = max(1, GROUP // inputs.rate.numel())
-    return [slice(start, start + size) for start in range(0, inputs.x.shape[0], size)]
-
-
-def _chunks(inputs: _Inputs) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, inputs.x.shape[1], CHUNK)]
+            self.step.add_(torch.mul(d_log, part.rate, out=products).sum(2).real)
+            d_log.mul_(part.step[:, :, None])
+        self.rate.add_(d_log.sum((0, 1)))
 
 
 _LOG2_E = math.log2(math.e)
 
 
-def _exponential(step: Tensor, rate: Tensor) -> Tensor:
+def _exponential(step: Tensor, rate: Tensor, out: Tensor | None = None) -> Tensor:
     """exp(step · rate), as a power of two, which takes half the time; torch's for complex numbers takes far longer."""
     if rate.is_complex():
-        return torch.polar((step * (rate.real * _LOG2_E)).exp2_(), step * rate.imag)
-    return (step * (rate * _LOG2_E)).exp2_()
+        return torch.polar((step * (rate.real * _LOG2_E)).exp2_(), step * rate.imag, out=out)
+    return torch.mul(step, rate * _LOG2_E, out=out).exp2_()
+
+
+def _weighted_sum(weights: Tensor, x: Tensor) -> Tensor:
+    """Σ_n weights[..., n] x[..., n, :] for weights [B, T, N] and x [B, T, N, E]."""
+    sums = torch.bmm(weights.flatten(0, 1)[:, None], x.flatten(0, 1))
+    return sums.view(*x.shape[:2], x.shape[3])
 
 
 def _run(steps: Sequence[Tensor], decays: Sequence[Tensor], carry: Tensor) -> None:
