@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from paribus.evaluation.contract.subjects import Pair, in_pieces
 from paribus.nn.component import make_mixer
+from paribus.nn.decay import DECAYS
 from paribus.nn.mixer import Placement, make_context
 from tests.unit.nn.formula_cases import LENGTHS, check_formula, heads_of, mixer_of, recur, rms, tokens_of
+
+CHOICES = [(name, granularity) for name, decay in DECAYS.items() for granularity in decay.granularities]
 
 
 def finish(mixer: Any, o: Tensor) -> Any:
@@ -78,6 +82,18 @@ def test_hgrn3_is_hgrn2_with_the_simple_decay(granularity: str, tied: bool, caus
     second.load_state_dict(third.state_dict(), strict=True)
     x = tokens_of(33)
     assert torch.equal(second(x)[0], third(x)[0])
+
+
+@pytest.mark.parametrize(("name", "granularity"), CHOICES)
+def test_any_decay_can_take_the_place_of_the_papers(name: str, granularity: str) -> None:
+    settings = {"decay": name, "granularity": granularity, "tied": name != "none"}
+    pair = Pair(*(mixer_of("hgrn2", layer=layer, **settings) for layer in (0, 1)))
+    x = tokens_of(20)
+    pair(x).square().sum().backward()
+    for part, parameter in pair.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), part
+    first = pair.layers[0]
+    torch.testing.assert_close(in_pieces(first, x, None, (3, 4, 11)), first(x)[0], rtol=1e-10, atol=1e-10)
 
 
 def test_bounds_rise_with_depth() -> None:
