@@ -137,6 +137,8 @@ def test_cosformers_weights_fall_off_and_stay_positive_up_to_the_bound(causal: b
     segments = torch.tensor([[0, 0, 0] + [1] * LONGEST + [0]])
     padded = torch.cat([x[:, :3], x, x[:, :1]], 1)
     torch.testing.assert_close(mixer(padded, segments=segments)[0][:, 3:-1], mixer(x)[0])
+    twice = mixer(torch.cat([x, x], 1), segments=torch.tensor([[1] * LONGEST + [2] * LONGEST]))[0]
+    torch.testing.assert_close(twice, torch.cat([mixer(x)[0]] * 2, 1))
     longer = torch.cat([x, x[:, :1]], 1)
     for refused in (None, torch.ones(1, LONGEST + 1)):
         with pytest.raises(ValueError, match="cosformer: a sequence of 129 tokens is longer than max_length 128"):
@@ -186,7 +188,8 @@ def tnl(mixer: Any, x: Tensor) -> Tensor:
     q, k = featured(mixer, x)
     weights = q @ k.mT if mixer.position is None else lrpe_weights(mixer.position, q, k)
     h, layer = torch.arange(1, HEADS + 1, dtype=torch.float64), mixer.placement.layer
-    slopes = 2 ** (-8 * h / HEADS) if mixer.config.decay == "constant_alibi" else 8 * h / HEADS * (1 - layer / 4)
+    minimax = mixer.config.activate_values
+    slopes = 2 ** (-8 * h / HEADS) if minimax else 8 * h / HEADS * (1 - layer / 4)
     weights = weights * (-slopes[:, None, None] * distances(x.shape[1]).abs()).exp()
     v, gate = mixer.value(x), mixer.gate(x)
     v = nn.functional.silu(v) if mixer.config.activate_values else v
