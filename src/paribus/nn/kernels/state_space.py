@@ -271,7 +271,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, borders = _Inputs(*ctx.saved_tensors[:7]), list(ctx.saved_tensors[7:])
+        saved = list(ctx.saved_tensors)  # asked once: checkpointing computes them again at each question
+        inputs, borders = _Inputs(*saved[:7]), saved[7:]
         zeros: list[Any] = [None if t is None else torch.zeros_like(t) for t in inputs[:5]]
         whole = _Gradients(*zeros)
         d_initial = torch.empty_like(d_last)
