@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from paribus.nn.kernels import attention_blocks
 from paribus.nn.kernels.attention import attention
+from paribus.nn.kernels.cost import FlopCounter
 from paribus.nn.segments import resolve
 from tests.unit.nn.kernel_cases import Run, close, in_pieces, random_cuts, random_segments, real, with_gradients
 
@@ -152,6 +154,7 @@ def by_pairs(case: Case, ids: Tensor, causal: bool, window: int) -> Tensor:
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize(("kind", "window"), [("plain", 0), ("segments", 0), ("segments", 3)])
 @pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
 def test_equals_the_definition(name: str, kind: str, window: int, causal: bool) -> None:
     case = make(name, 11)
     segments = random_segments(3, 11, seed=11) if kind == "segments" else None
@@ -176,8 +179,41 @@ def test_gradients_equal_the_references(name: str, length: int, kind: str, causa
     close(fast, exact, 1e-11)
 
 
+IN_BLOCKS = [name for name, form in FORMS.items() if form.forget or form.normaliser not in ("softmax", "softmax_one")]
+
+
+@pytest.mark.parametrize("name", IN_BLOCKS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_small_blocks_give_the_same(name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, segments = make(name, 65), random_segments(3, 65)
+
+    def found(algorithm: str) -> list[Tensor]:
+        run = case.run(causal=causal, algorithm=algorithm)
+        return with_gradients(run, case.tokens, list(case.weights.values()), segments)
+
+    exact = found("reference")
+    monkeypatch.setattr(attention_blocks, "_QUERIES", 16)
+    monkeypatch.setattr(attention_blocks, "_SCORES", 1)
+    close(found("fast"), exact, 1e-11)
+
+
+@pytest.mark.parametrize("length", [1, 40, 300])
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_normaliser_is_charged_alike(length: int, causal: bool) -> None:
+    counts = {}
+    for normaliser in ("softmax", "sigmoid", "relu", "softpick", "stick_breaking"):
+        q, k, v = (torch.randn(2, length, HEADS, 8, requires_grad=True) for _ in range(3))
+        with FlopCounter() as counter:
+            rows = resolve(q, None, None)
+            o, _ = attention(q, k, v, rows=rows, state=None, causal=causal, scale=SCALE, normaliser=normaliser)
+            o.sum().backward()
+        counts[normaliser] = counter.total
+    assert len(set(counts.values())) == 1, counts
+
+
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("window", [0, 1, 4])
+@torch.no_grad()
 def test_any_cut_gives_the_same(name: str, window: int) -> None:
     case, length = make(name, 30), 30
     for segments in (None, random_segments(3, length, seed=length)):
@@ -217,12 +253,15 @@ def test_a_gate_is_kept_in_float32_whatever_the_heads_are() -> None:
 
 def test_forgetting_nothing_is_softmax() -> None:
     case, plain = make("forget", 40), make("softmax", 40)
-    zeros = torch.zeros_like(case.tokens[3])
+    zeros, segments = torch.zeros_like(case.tokens[3]).requires_grad_(), random_segments(3, 40)
     for causal in (True, False):
-        rows = resolve(zeros, random_segments(3, 40), None)
-        got, _ = case.run(causal=causal)(*plain.tokens, zeros, rows=rows, state=None)
-        expected, _ = plain.run(causal=causal)(*plain.tokens, rows=rows, state=None)
-        close(got, expected, 1e-12)
+        fast, exact = (
+            with_gradients(case.run(causal=causal, algorithm=algorithm), [*plain.tokens, zeros], [], segments)
+            for algorithm in ("fast", "reference")
+        )
+        close(fast, exact, 1e-11)
+        assert fast[-1].any(), "a gate that forgets nothing has a slope all the same"
+        close(fast[0], with_gradients(plain.run(causal=causal), plain.tokens, [], segments)[0], 1e-12)
 
 
 def test_a_constant_gate_is_alibi() -> None:

@@ -90,7 +90,8 @@ def attention(
     kept = history[:2] if expand is None else expand(history.keys, history.values)
     keys, values = (_for_each_query(t, q.shape[2]) for t in kept)
     slots = _slots(q, values.shape[-1], sink, slot)
-    problem = Problem(q, keys, values, allowed, _levels(history, slopes), slots, causal, scale, normaliser)
+    levels, learned = _levels(history, slopes), log_forget is not None
+    problem = Problem(q, keys, values, allowed, levels, learned, slots, causal, scale, normaliser)
     o = _ALGORITHMS[algorithm](problem)
     return o, _reachable(history, window) if window else history
 

@@ -1,4 +1,4 @@
-"""Three ways to compute one attention: torch's fused form, all scores at once, and the definition in float64."""
+"""Ways to compute one attention: torch's fused form, blocks of queries, and the definition in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .normalisers import NORMALISERS, Seen, reference_weights
+from .attention_blocks import Plan, attend_in_blocks
+from .normalisers import Seen, reference_weights
 
 SOFTMAX = ("softmax", "softmax_one")
 """Normalisers that torch's fused attention computes, the 1 of the second one as a slot with score and value zero."""
@@ -49,7 +50,9 @@ class Problem(NamedTuple):
     allowed: Tensor | None
     """[B, 1, T, S] bool; None: everything up to the query (causal), or everything."""
     levels: Tensor | None
-    """[B or 1, S, H]: the bias is −|level[t] − level[s]|, and levels fall along a segment; float32 or wider."""
+    """[B or 1, S, H], falling along a segment; the bias is the fall from the earlier to the later, at most 0."""
+    learned: bool
+    """Whether levels have a gradient, which torch's fused attention does not give on a CPU."""
     slots: Slots | None
     causal: bool
     scale: float
@@ -57,41 +60,59 @@ class Problem(NamedTuple):
 
 
 def fast(p: Problem) -> Tensor:
-    """In the heads' own dtype, but in float32 or wider where scores are biased or no fused form cares for them."""
+    """In the heads' own dtype; in float32 or wider where scores are biased or torch has nothing fused for them."""
+    softmax = p.normaliser in SOFTMAX
     if p.normaliser == "softmax_one":
         q, v = p.q, p.v
         none = Slots(q.new_zeros(0, *q.shape[2:]), v.new_zeros(0, *v.shape[2:]), None)
-        p = p._replace(slots=(p.slots or none).and_zero())
-    if p.levels is None and p.normaliser in SOFTMAX:
+        p = p._replace(slots=(p.slots or none).and_zero(), normaliser="softmax")
+    if p.levels is None and softmax:
         return _by_sdpa(p)
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    levels, slots = (None if part is None else part.to(wide) for part in (p.levels, p.slots))
+    levels = None if p.levels is None else p.levels.to(wide)
+    slots = None if p.slots is None else p.slots.to(wide)
     q, k, v = (t.to(wide) for t in p[:3])
     with torch.autocast(q.device.type, enabled=False):
-        compute = _by_sdpa if p.normaliser in SOFTMAX else _by_matrix
+        compute = _by_sdpa if softmax and (p.causal or not p.learned) else _by_blocks
         return compute(p._replace(q=q, k=k, v=v, levels=levels, slots=slots)).to(p.q.dtype)
 
 
 def _by_sdpa(p: Problem) -> Tensor:
-    """torch's fused attention. Slots stand before the tokens."""
-    q, k, v, mask, levels, scale = p.q, p.k, p.v, p.allowed, p.levels, p.scale
-    T, V = q.shape[1], v.shape[3]
+    """torch's fused attention."""
+    mask, T = p.allowed, p.q.shape[1]
+    n = 0 if p.slots is None else len(p.slots.values)
     is_causal = p.causal and mask is None and T > 1
-    if levels is not None and not p.causal:  # an absolute value is no product of a query's part and a key's
-        bias = _bias(levels, T)
-        mask, levels = bias if mask is None else bias.masked_fill(~mask, -torch.inf), None
-    if levels is not None or p.slots is not None:
-        q, k, scale = *_with_channels(q * scale, k, levels, p.slots), 1.0
-    if p.slots is not None:
-        n = len(p.slots.values)
-        v = torch.cat([p.slots.values.expand(len(v), -1, -1, -1), v], 1)
-        if is_causal:  # queries that nobody reads keep the matrix square, as torch's causal mask has it
-            q = functional.pad(q, (0, 0, 0, 0, n, 0))
-        elif mask is not None:
-            mask = functional.pad(mask, (n, 0), value=mask.dtype == torch.bool)
+    q, k, v, scale = _with_columns(p, p.levels if p.causal else None)
+    if p.levels is not None and not p.causal:  # the fall to both sides is no product of a query's and a key's part
+        levels = p.levels.transpose(1, 2)
+        bias = -(levels[:, :, :, None] - levels[:, :, None, :]).abs()
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    if is_causal:  # queries that nobody reads keep the matrix square, as torch's causal mask has it
+        q = functional.pad(q, (0, 0, 0, 0, n, 0)) if n else q
+    elif mask is not None and n:
+        mask = functional.pad(mask, (n, 0), value=mask.dtype == torch.bool)
     q, k, v = (t.transpose(1, 2) for t in _equally_wide(q, k, v))  # B H T K
     o = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
-    return o.transpose(1, 2)[:, -T:, :, :V]
+    return o.transpose(1, 2)[:, -T:, :, : p.v.shape[3]]
+
+
+def _by_blocks(p: Problem) -> Tensor:
+    """A few queries at a time."""
+    n = 0 if p.slots is None else len(p.slots.values)
+    plan = Plan(p.normaliser, n, p.causal, p.allowed, p.q.shape[1], p.k.shape[1])
+    q, k, v, scale = _with_columns(p, p.levels if p.causal else None)
+    levels = None if p.causal or p.levels is None else p.levels.expand(len(q), -1, -1).transpose(1, 2)
+    q, k, v = (t.transpose(1, 2) for t in (q * scale, k, v))
+    return attend_in_blocks(q, k, v, levels, plan).transpose(1, 2)
+
+
+def _with_columns(p: Problem, levels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """q, k and v, slots before the tokens and causal biases in more channels, and the scale that is left to apply."""
+    if levels is None and p.slots is None:
+        return p.q, p.k, p.v, p.scale
+    q, k = _with_channels(p.q * p.scale, p.k, levels, p.slots)
+    v = p.v if p.slots is None else torch.cat([p.slots.values.expand(len(p.v), -1, -1, -1), p.v], 1)
+    return q, k, v, 1.0
 
 
 def _with_channels(q: Tensor, k: Tensor, levels: Tensor | None, slots: Slots | None) -> tuple[Tensor, Tensor]:
@@ -124,30 +145,6 @@ def _equally_wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(functional.pad(t, (0, width - t.shape[-1])) for t in tensors)
 
 
-def _bias(levels: Tensor, T: int) -> Tensor:
-    """[B or 1, H, T, S]: −|level[t] − level[s]|."""
-    levels = levels.transpose(1, 2)
-    return -(levels[:, :, -T:, None] - levels[:, :, None, :]).abs()
-
-
-def _by_matrix(p: Problem) -> Tensor:
-    """All scores at once."""
-    q, k, v = (t.transpose(1, 2) for t in p[:3])  # B H T K
-    T, n = q.shape[2], 0
-    scores, seen = p.scale * (q @ k.transpose(-1, -2)), _everybody(p)
-    if p.levels is not None:
-        scores = scores + _bias(p.levels, T)
-    if p.slots is not None:
-        n = len(p.slots.values)
-        theirs = p.scale * torch.einsum("bhtk,nhk->bhtn", q, p.slots.keys)
-        if p.slots.scores is not None:
-            theirs = theirs + p.slots.scores.T[:, None]
-        scores = torch.cat([theirs, scores], -1)
-        v = torch.cat([p.slots.values.transpose(0, 1).expand(len(v), -1, -1, -1), v], 2)
-    weights = NORMALISERS[p.normaliser](scores, Seen(functional.pad(seen, (n, 0), value=True), n, p.causal))
-    return (weights @ v).transpose(1, 2)
-
-
 def _everybody(p: Problem) -> Tensor:
     """[B or 1, 1, T, S] bool: what each query sees, spelled out."""
     if p.allowed is not None:
@@ -170,10 +167,12 @@ def reference(p: Problem) -> Tensor:
     for t in range(T):
         scores = p.scale * torch.einsum("bhk,bshk->bhs", q[:, t], k)
         if p.levels is not None:
-            falls = (p.levels[:, S - T + t, None] - p.levels).double().abs().transpose(1, 2)  # B H S
-            scores = scores - functional.pad(falls, (n, 0))
+            own = S - T + t
+            fall = (p.levels[:, own, None] - p.levels).double()
+            fall = torch.cat([fall[:, : own + 1], -fall[:, own + 1 :]], 1).transpose(1, 2)  # B H S
+            scores = scores + functional.pad(fall, (n, 0))
         if p.slots is not None and p.slots.scores is not None:
             scores = scores + functional.pad(p.slots.scores.double().T, (0, S))
-        weights = reference_weights(p.normaliser, scores, Seen(seen[:, :, t], n, p.causal), n + S - T + t)
+        weights = reference_weights(p.normaliser, scores, Seen(seen[:, :, t], n, p.causal, S - T + t))
         outputs.append(torch.einsum("bhs,bshv->bhv", weights, v))
     return torch.stack(outputs, 1).to(p.q.dtype)

@@ -30,6 +30,8 @@ class Seen(NamedTuple):
     num_slots: int
     """How many columns before the tokens' are slots."""
     causal: bool
+    first: int
+    """The token, of S, that the first query is itself."""
 
     @property
     def num_tokens(self) -> Tensor:
@@ -56,12 +58,11 @@ def _softpick(scores: Tensor, seen: Seen) -> Tensor:
 def _stick_breaking(scores: Tensor, seen: Seen) -> Tensor:
     """Logarithms are summed outwards from the query, all of one sign, so that nothing cancels."""
     x, allowed = scores[..., seen.num_slots :], seen.allowed[..., seen.num_slots :]
-    T, S = x.shape[-2:]
     broken, kept = functional.logsigmoid(x), functional.logsigmoid(-x)
-    every = torch.ones(T, S, dtype=torch.bool, device=x.device)
+    every = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
     weights, left = torch.zeros_like(x), torch.zeros_like(x[..., :1])
     for before in (True, False)[: 1 if seen.causal else 2]:
-        mine = allowed & (every.tril(S - T - 1) if before else every.triu(S - T + 1))
+        mine = allowed & (every.tril(seen.first - 1) if before else every.triu(seen.first + 1))
         outwards = _reversed if before else _unchanged
         reached = outwards(kept.masked_fill(~mine, 0)).cumsum(-1)
         passed = outwards(functional.pad(reached[..., :-1], (1, 0)))
@@ -78,23 +79,24 @@ def _unchanged(t: Tensor) -> Tensor:
     return t
 
 
+def _softmax(scores: Tensor, seen: Seen) -> Tensor:
+    return scores.masked_fill(~seen.allowed, -torch.inf).softmax(-1)
+
+
 NORMALISERS: dict[str, Callable[[Tensor, Seen], Tensor]] = {
+    "softmax": _softmax,
     "sigmoid": _sigmoid,
     "relu": _relu,
     "softpick": _softpick,
     "stick_breaking": _stick_breaking,
 }
-"""(scores [B, H, T, n + S], what is seen) -> weights of the same shape, for what has no fused form."""
+"""(scores [B, H, T, n + S], what is seen) -> weights of the same shape; for softmax_one there is a slot of zeros."""
 
 
-def reference_weights(normaliser: str, scores: Tensor, seen: Seen, query: int) -> Tensor:
-    """The definition, for one query: scores [B, H, n + S] in float64 -> weights of the same shape.
-
-    Args:
-        query: the query's own column, of n + S.
-    """
+def reference_weights(normaliser: str, scores: Tensor, seen: Seen) -> Tensor:
+    """The definition, for one query: scores [B, H, n + S] in float64 -> weights of the same shape."""
     if normaliser == "stick_breaking":
-        return _reference_sticks(scores, seen, query)
+        return _reference_sticks(scores, seen)
     x = scores.masked_fill(~seen.allowed, -torch.inf)
     top = x.amax(-1, keepdim=True)
     if normaliser == "softmax":
@@ -111,8 +113,8 @@ def reference_weights(normaliser: str, scores: Tensor, seen: Seen, query: int) -
     return torch.where(total > 0, excess.clamp(min=0) / total, 0)
 
 
-def _reference_sticks(scores: Tensor, seen: Seen, query: int) -> Tensor:
-    share, first = scores.sigmoid(), seen.num_slots
+def _reference_sticks(scores: Tensor, seen: Seen) -> Tensor:
+    share, first, query = scores.sigmoid(), seen.num_slots, seen.num_slots + seen.first
     before, after = range(query - 1, first - 1, -1), range(query + 1, scores.shape[-1])
     weights = dict.fromkeys(range(scores.shape[-1]), torch.zeros_like(scores[..., 0]))
     for side in (before,) if seen.causal else (before, after):
