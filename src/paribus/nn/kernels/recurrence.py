@@ -24,7 +24,7 @@ from torch.nn import functional
 from ..segments import Rows
 from ..settings import nearest
 from .choice import in_use
-from .chunks import Form, Gates, Moment, chunk_length, merge, run_form, split, weigh
+from .chunks import Form, Gates, Moment, chunk_length, full_precision, merge, run_form, split, weigh
 from .values import weigh_values
 
 
@@ -67,6 +67,8 @@ def recurrence(
     if (chosen := in_use()) is not None and algorithm == "chunked":
         options: dict[str, Any] = {"rows": rows, "state": state, "causal": causal, "readout": readout, "bonus": bonus}
         return chosen.recurrence(q, k, v, log_decay, **options)
+    if log_decay is None and bonus is None and rows.plain and not causal and algorithm == "chunked":
+        return _sum_over_all(readout, q, k, v), None
     wide = q.to(torch.promote_types(q.dtype, torch.float32))
     moments: dict[str, Moment] = {} if bonus is None else {"forward": "undecayed", "backward": "undecayed"}
     o, state = run_form(
@@ -82,6 +84,15 @@ def recurrence(
         **moments,
     )
     return o if bonus is None else (o + (wide * bonus * k).sum(-1, keepdim=True) * v).to(q.dtype), state
+
+
+def _sum_over_all(readout: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Where nothing decays and all tokens see all, they read one and the same sum."""
+    with full_precision(q):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        read, k, v = (x.to(wide).transpose(1, 2) for x in (q, k, v))  # B H T X
+        memory = k.mT @ v  # B H K V
+        return (read @ (memory if readout == "key" else memory.mT)).transpose(1, 2).to(q.dtype)
 
 
 def _steps(
