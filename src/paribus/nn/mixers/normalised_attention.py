@@ -2,7 +2,7 @@
 
     q, k = s ⊙ R W x / ‖W x‖        o[t] = Σ_{s ≤ t} softmax_s(√K q[t]·k[s]) v[s]        y = W_o o
 
-Paper:    Loshchilov, Hsieh, Sun and Ginsburg 2024, arXiv:2410.01131, equations 15 and 16
+Paper:    Loshchilov, Hsieh, Sun and Ginsburg 2024, arXiv:2410.01131
 Differs:  the weights' rows are not brought back to length one after each step, and the residual stream is as long as
           the block makes it: both are more than a mixer's work; causal=False drops the condition s ≤ t
 Shapes:   q, k, v [B, T, H, K], K = D / H; s [H, K], learned as s / √D, so that it moves √D times as fast, as in the
