@@ -68,7 +68,7 @@ def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, st
         y = module(x, keep_state=True) if isinstance(module, Mixer) else (module(x), None)
     yield "FLOPs a token, forward", f"{forward.total / length:,.0f}"
     with FlopCounter() as both:
-        output = module(x)
+        output = module(x.requires_grad_() * 1)  # in a model, what enters has a gradient too
         (output[0] if isinstance(output, tuple) else output).square().mean().backward()
     yield "FLOPs a token, training", f"{both.total / length:,.0f}"
     if isinstance(module, Mixer):

@@ -32,7 +32,7 @@ study = Study(
             "attention": {"name": "attention"},
             "gla": {"name": "gla"},
             "gated_delta_net": {"name": "gated_delta_net"},
-            "hgrn1": {"name": "hgrn1"},
+            "hgrn1": {"name": "hgrn1", "preset": "real"},
         }
     },
     reference="attention",

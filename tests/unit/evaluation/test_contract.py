@@ -12,14 +12,15 @@ from paribus.evaluation.contract import CHANNEL_CHECKS, CHECKS, run_channel_chec
 from paribus.nn.component import CHANNELS, MIXERS
 
 OUTPUT = "self.output(o.flatten(2))"
-BEGIN, MIX = "        width = placement.width\n", "    def mix("
+BEGIN, MIX = "        width, heads = placement.width, config.num_heads\n", "    def mix("
+RESET = "        if self.sink is not None:\n            nn.init"
 ROTARY = "tables = rotary_tables(rows.positions"
 PASSED = "rows=rows,"
 REPLACE = "rows=__import__('dataclasses').replace"
 
 MUTANTS = {
     "causal": ("causal=self.placement.causal,", "causal=False,"),
-    "dependence": ("window=self.config.window,", "window=2,"),
+    "dependence": ("window=config.window,", "window=2,"),
     "two_directions_keep_no_state": (
         MIX,
         "    def forward(self, x, **rest):\n"
@@ -51,7 +52,7 @@ MUTANTS = {
     "presets": ('{"position": "none"}', '{"num_heads": 7}'),
     "initialization": (BEGIN, f"{BEGIN}        self.scale = nn.Parameter(torch.ones(1))\n"),
     "output_scale": (OUTPUT, f"0.01 * {OUTPUT}"),
-    "guarded": (MIX, f"    def reset_parameters(self):\n        self.query.weight.data.zero_()\n\n{MIX}"),
+    "guarded": (RESET, f"        self.query.weight.data.zero_()\n{RESET}"),
     "round_trip": (
         BEGIN,
         f"{BEGIN}        self.register_buffer('one', torch.ones(1), persistent=False)\n",
