@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.initialization import copy_
 
+from .initialization import fill_with
 from .kernels.chunks import full_precision
 from .settings import nearest
 
@@ -208,7 +208,7 @@ class Hedgehog(Feature):
 
     def reset_parameters(self) -> None:
         """W the identity, as in the paper."""
-        copy_(self.weight, torch.eye(self.head_width).expand(self.num_heads, -1, -1))
+        fill_with(self.weight, lambda u: torch.eye(self.head_width).to(u).expand_as(u))
         nn.init.zeros_(self.bias)
 
 

@@ -28,9 +28,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.initialization import copy_
 
 from ..decay import widened
+from ..initialization import fill_with
 from ..kernels.convolution import short_convolution
 from ..kernels.shared_keys import shared_recurrence
 from ..mixer import Context, Mixer, Placement, check_divisible, split_heads
@@ -119,15 +119,13 @@ class Mamba2(Mixer):
         """Rates and step sizes spread over their ranges; nothing added in the convolution, everything skipped."""
         paper = self.config.initialization == "paper"
         nn.init.ones_(self.skip)
-        nn.init.uniform_(self.step_bias, math.log(STEPS[0]), math.log(STEPS[1]))
-        copy_(self.step_bias, self.step_bias.exp().expm1().log())
+        fill_with(self.step_bias, lambda u: (STEPS[0] * (STEPS[1] / STEPS[0]) ** u).expm1().log())
         if not paper:
             nn.init.normal_(self.convolution, std=self.config.taps**-0.5)
             nn.init.zeros_(self.convolution_bias)
             nn.init.uniform_(self.log_rate, math.log(RATES[0]), math.log(RATES[1]))
             return
-        nn.init.uniform_(self.log_rate, *RATES)
-        copy_(self.log_rate, self.log_rate.log())
+        fill_with(self.log_rate, lambda u: (RATES[0] + (RATES[1] - RATES[0]) * u).log())
         for weight in (self.convolution, self.convolution_bias, self.input.weight, self.output.weight):
             bound = (weight.shape[1] if weight.dim() == 2 else self.config.taps) ** -0.5
             nn.init.uniform_(weight, -bound, bound)

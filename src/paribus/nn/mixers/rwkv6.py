@@ -25,9 +25,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.initialization import copy_
 
 from ..decay import widened
+from ..initialization import fill_with
 from ..kernels.recurrence import recurrence
 from ..mixer import Context, Mixer, Placement, check_divisible, split_heads
 from ..segments import Rows
@@ -116,11 +116,11 @@ class RWKV6(Mixer):
         channels = torch.arange(width, device=device)
         ramp, whole_ramp = channels / width, channels / max(1, width - 1)
         slow, fast = 1 - ramp**height, 1 - ramp ** (0.5 * height)
-        copy_(self.first_mix, slow)
-        copy_(self.mixes, torch.stack([slow, slow, slow - 0.3 * depth, fast, fast]))
-        copy_(self.decay, -6 + 5 * whole_ramp ** (0.7 + 1.3 * depth))
+        fill_with(self.first_mix, lambda _: slow)
+        fill_with(self.mixes, lambda _: torch.stack([slow, slow, slow - 0.3 * depth, fast, fast]))
+        fill_with(self.decay, lambda _: -6 + 5 * whole_ramp ** (0.7 + 1.3 * depth))
         zigzag = 0.1 * ((channels + 1) % 3 - 1)
-        copy_(self.bonus, (depth * (1 - whole_ramp) + zigzag).view_as(self.bonus))
+        fill_with(self.bonus, lambda _: (depth * (1 - whole_ramp) + zigzag).view_as(self.bonus))
         nn.init.uniform_(self.mix_up, -0.01, 0.01)
         if paper:
             nn.init.constant_(self.norm.weight, ((1 + layer) / layers) ** 0.7)
