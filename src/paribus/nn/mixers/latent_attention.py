@@ -6,10 +6,10 @@
 Paper:    DeepSeek-AI 2024, arXiv:2405.04434, section 2.1; the code in transformers was read, nothing was copied
 Differs:  rotary channel i is paired with i + P/2; keys and values are made of all latents again for each new token,
           not absorbed into queries and outputs; causal=False drops the condition s ≤ t
-Shapes:   c [B, T, C], C = key_latent D; q, k [B, T, H, K + P], v [B, T, H, K] with K = D / H, P = rotary_width K, the
+Shapes:   c [B, T, L], L = key_latent D; q, k [B, T, H, K + P], v [B, T, H, K] with K = D / H, P = rotary_width K, the
           rotated part of the key one for all heads; with query_latent, q is made of norm(W x) [B, T, query_latent D];
           state: all c and rotated keys
-Cost:     2 D (2 D + H P + 3 C + P) + 2 T (2 D + H P) FLOPs a token without query_latent; state C + P numbers for each
+Cost:     2 D (2 D + H P + 3 L + P) + 2 T (2 D + H P) FLOPs a token without query_latent; state L + P numbers for each
           past token
 Raises:   ValueError if num_heads does not divide the width, a latent has no channel, or P is odd or zero
 """
@@ -42,7 +42,7 @@ class LatentAttention(Mixer):
 
         num_heads: int = 4
         key_latent: float = 0.25
-        """C / D."""
+        """L / D."""
         query_latent: float = 0.0
         """Width of the vector that queries are made of, relative to D; 0 makes them of x."""
         rotary_width: float = 0.5
