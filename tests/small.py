@@ -18,9 +18,8 @@ import torch
 from paribus.studies.executor import Task
 from paribus.studies.study import Study
 from paribus.training import loop
-from paribus.training.journal import read_journal
+from paribus.training.journal import JOURNAL, read_journal
 from paribus.training.load import load_run
-from paribus.training.loop import JOURNAL
 from paribus.training.run import Run
 
 WORDS = ("the", "a", "cat", "dog", "sat", "on", "mat", "ran", "by", "tree", "and", "then", "saw", "big", "old", "man")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_FOLDERS = {"mixers": "nn/mixers", "channels": "nn/channels", "corpora": "data/corpora"}
+_FOLDERS = {"mixers": "nn/mixers", "channels": "nn/channels", "residuals": "nn/residuals", "corpora": "data/corpora"}
 
 
 def list_components(kind: str) -> Iterator[tuple[str, str]]:
@@ -37,12 +37,11 @@ def describe_component(kind: str, name: str, width: int, length: int) -> str:
     Raises:
         ValueError: no such component, or a width it refuses.
     """
-    from paribus.nn.channel import Channel
     from paribus.nn.component import CHANNELS, MIXERS
     from paribus.nn.mixer import Mixer
 
-    registry, base = (MIXERS, Mixer) if kind == "mixers" else (CHANNELS, Channel)
-    component = registry.component(name, base)
+    registry = MIXERS if kind == "mixers" else CHANNELS
+    component = registry.component(name, Mixer)
     module = registry.module(name)
     lines = [inspect.getdoc(module) or "", "", "Settings:"]
     lines += [f"  {field.name} = {field.default!r}" for field in dataclasses.fields(component.Config)]
@@ -57,7 +56,7 @@ def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, st
 
     from paribus.nn.initialization import initialize
     from paribus.nn.kernels.cost import FlopCounter
-    from paribus.nn.mixer import Mixer, Placement
+    from paribus.nn.mixer import Placement
     from paribus.nn.state import state_bytes
 
     module = component(Placement(width=width, max_length=length), component.Config())
@@ -65,14 +64,13 @@ def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, st
     yield "parameters", f"{sum(parameter.numel() for parameter in module.parameters()):,}"
     x = torch.randn(1, length, width)
     with FlopCounter() as forward, torch.no_grad():
-        y = module(x, keep_state=True) if isinstance(module, Mixer) else (module(x), None)
+        _, state = module(x, keep_state=True)
     yield "FLOPs a token, forward", f"{forward.total / length:,.0f}"
     with FlopCounter() as both:
-        output = module(x.requires_grad_() * 1)  # in a model, what enters has a gradient too
-        (output[0] if isinstance(output, tuple) else output).square().mean().backward()
+        y, _ = module(x.requires_grad_() * 1)  # in a model, what enters has a gradient too
+        y.square().mean().backward()
     yield "FLOPs a token, training", f"{both.total / length:,.0f}"
-    if isinstance(module, Mixer):
-        yield f"state after {length:,} tokens", f"{state_bytes(y[1]):,} bytes"
+    yield f"state after {length:,} tokens", f"{state_bytes(state):,} bytes"
 
 
 def _registered(kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from paribus.benchmarks.command import add_benchmarks, bench, positive
 
-KINDS = ("mixers", "channels", "hybrids", "decays", "features", "norms", "initializations", "corpora")
+KINDS = ("mixers", "channels", "residuals", "hybrids", "decays", "features", "norms", "initializations", "corpora")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from paribus.publish import ProofFailed
 from paribus.training import loop
 from paribus.training.files import read_json, write_json
 from paribus.training.folder import find_run
-from paribus.training.loop import JOURNAL
+from paribus.training.journal import JOURNAL
 from tests import small
 
 pytestmark = pytest.mark.slow

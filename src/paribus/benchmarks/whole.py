@@ -17,17 +17,17 @@ from paribus.nn.backbone import parameter_count
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.studies.equalizers import TOLERANCE, equalize
 from paribus.studies.study import Study
-from paribus.training.loop import build_model, check_model
+from paribus.training.model import build_model, check_model
 from paribus.training.run import Budget, Run
 
 from .timing import Loss
 
 VOCABULARY = 256
 _LLAMA_NAMES = {
-    "model.embedding": "model.embed_tokens",
+    "model.embedding.table": "model.embed_tokens",
     "model.blocks": "model.layers",
-    "mixer_norm": "input_layernorm",
-    "channel_norm": "post_attention_layernorm",
+    "residual.mixer_norm": "input_layernorm",
+    "residual.channel_norm": "post_attention_layernorm",
     "mixer.query": "self_attn.q_proj",
     "mixer.key": "self_attn.k_proj",
     "mixer.value": "self_attn.v_proj",

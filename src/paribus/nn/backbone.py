@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,13 +10,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .absolute_positions import make_absolute_position
 from .block import Block
 from .cache import StateCache
 from .config import ParibusConfig
+from .embedding import Embedding, EmbeddingConfig
 from .initialization import get_initialization, initialize_module
-from .mixer import Context, make_context
+from .mixer import Context, Placement, make_context
 from .norm import make_norm
 from .state import State
+
+
+@dataclass
+class BackboneOutput(BaseModelOutputWithPast):
+    """What the backbone returns."""
+
+    losses: dict[str, Tensor] | None = None
+    """In training, what its parts add to the task's loss (weighted), by name."""
 
 
 class ParibusPreTrainedModel(PreTrainedModel):
@@ -37,19 +48,26 @@ class ParibusModel(ParibusPreTrainedModel):
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
         get_initialization(config.initialization)
-        self.embedding: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, EmbeddingConfig(**config.embedding))
+        placement = Placement(config.hidden_size, causal=config.causal, max_length=config.max_position_embeddings)
+        self.position = make_absolute_position(config.position, placement)
         self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
         self.norm = make_norm(config.norm, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
 
+    @property
+    def num_states(self) -> int:
+        """How many states a cache holds: one for each layer, and one for positions that are added to embeddings."""
+        return len(self.blocks) + (self.position is not None)
+
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embedding
+        """The table of the token embedding."""
+        return self.embedding.table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.embedding = value
+        """Replace the table of the token embedding."""
+        self.embedding.table = value  # type: ignore[assignment]  # transformers hands in an nn.Embedding
 
     def forward(
         self,
@@ -60,7 +78,7 @@ class ParibusModel(ParibusPreTrainedModel):
         use_cache: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+    ) -> BackboneOutput | tuple[Any, ...]:
         """Run the backbone.
 
         Args:
@@ -78,7 +96,9 @@ class ParibusModel(ParibusPreTrainedModel):
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values, use_cache)
         segments = _segments(attention_mask, x.shape[1])
-        states = cache.states() if cache is not None else [None] * len(self.blocks)
+        states = cache.states() if cache is not None else [None] * self.num_states
+        if self.position is not None:
+            x, states[-1] = self.position(x, segments=segments, state=states[-1], keep_state=cache is not None)
         hidden_states = [x]
         context = make_context(self.blocks)
         for layer, block in enumerate(self.blocks):
@@ -88,10 +108,11 @@ class ParibusModel(ParibusPreTrainedModel):
         x = self.norm(x)
         if cache is not None:
             cache.store(states, x.shape[1])
-        output = BaseModelOutputWithPast(
+        output = BackboneOutput(
             last_hidden_state=x,
             past_key_values=cache,
             hidden_states=(*hidden_states[:-1], x) if output_hidden_states else None,
+            losses=context.losses if self.training else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -109,7 +130,7 @@ class ParibusModel(ParibusPreTrainedModel):
                 raise ValueError(f"past_key_values is a {type(past).__name__} with tokens in it; pass a StateCache")
             past = None
         if past is None and use_cache:
-            return StateCache(len(self.blocks))
+            return StateCache(self.num_states)
         return past
 
 

@@ -1,18 +1,18 @@
-"""One layer: a norm and a residual around the token mixer, and around the channel mixer."""
+"""One layer: a token mixer, a channel mixer, and the residual scheme that puts them together."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .component import make_channel, make_mixer
+from .component import make_channel, make_mixer, make_residual
 from .config import ParibusConfig
-from .mixer import Context, Placement
-from .norm import make_norm
+from .mixer import Context, Mixer, Placement
+from .residual import Branch
 from .state import State
 
 
 class Block(nn.Module):
-    """Pre-norm block: x += mixer(norm(x)); x += channel(norm(x)) (Xiong et al. 2020, arXiv:2002.04745)."""
+    """The block `name` of a config as layer number `layer`: residual scheme × mixer × channel mixer × dropout."""
 
     def __init__(self, config: ParibusConfig, name: str, layer: int) -> None:
         super().__init__()
@@ -24,17 +24,29 @@ class Block(nn.Module):
             causal=config.causal,
             max_length=config.max_position_embeddings,
         )
-        self.mixer_norm = make_norm(block.norm, config.hidden_size)
-        self.mixer = make_mixer(block.mixer, placement, f"block '{name}': mixer")
-        self.channel_norm = make_norm(block.norm, config.hidden_size)
-        self.channel = make_channel(block.channel, placement, f"block '{name}': channel")
+        where = f"block '{name}'"
+        self.mixer = make_mixer(block.mixer, placement, f"{where}: mixer")
+        self.channel = None if block.channel is None else make_channel(block.channel, placement, f"{where}: channel")
+        self.residual = make_residual(
+            block.residual, placement, block.norm, self.channel is not None, f"{where}: residual"
+        )
+        self.dropout = nn.Dropout(block.dropout)
 
     def forward(
         self, x: Tensor, segments: Tensor | None, state: State, keep_state: bool, context: Context
     ) -> tuple[Tensor, State]:
-        """[B, T, D] -> [B, T, D] and the mixer's state."""
-        y, state = self.mixer(
-            self.mixer_norm(x), segments=segments, state=state, keep_state=keep_state, context=context
-        )
-        x = x + y
-        return x + self.channel(self.channel_norm(x)), state
+        """[B, T, D] (as many streams as the residual scheme carries) -> the same, and the states of both mixers."""
+        states = [None, None] if state is None else list(state)
+
+        def branch(number: int, part: Mixer) -> Branch:
+            def call(x: Tensor) -> Tensor:
+                y, states[number] = part(
+                    x, segments=segments, state=states[number], keep_state=keep_state, context=context
+                )
+                return self.dropout(y)
+
+            return call
+
+        channel = None if self.channel is None else branch(1, self.channel)
+        x = self.residual(x, branch(0, self.mixer), channel)
+        return x, tuple(states) if keep_state else None

@@ -1,33 +1,36 @@
-"""The contract of channel mixers, which work within each token."""
+"""The contract of channel mixers, the other half of a block."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from torch import Tensor
 
-from torch import Tensor, nn
+from .mixer import Context, Mixer
+from .state import State
 
-from .mixer import Placement
 
-
-class Channel(nn.Module):
-    """Mixes the channels of one token: [B, T, D] -> [B, T, D], every token alone.
+class Channel(Mixer):
+    """Mixes the channels of one token: [B, T, D] -> [B, T, D], every token alone; `transform` computes.
 
     Its `Config` has a field ``expansion``: the inner width is round(expansion · D). That is what a study solves when
-    sizes are matched. `reset_parameters` initialises what the module owns directly.
+    sizes are matched. A channel mixer that looks at neighbouring tokens (a convolution, a token shift) is a plain
+    `Mixer` in this folder, with the same field, and keeps a mixer's promises.
     """
 
-    Config: ClassVar[type[Any]]
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        segments: Tensor | None = None,
+        state: State = None,
+        keep_state: bool = False,
+        context: Context | None = None,
+    ) -> tuple[Tensor, State]:
+        """[B, T, D] -> [B, T, D] and no state; what the other arguments say is nothing to a token alone."""
+        return self.transform(x), None
 
-    def __init__(self, placement: Placement, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, x: Tensor) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         raise NotImplementedError
-
-    def reset_parameters(self) -> None:
-        """Initialise the parameters that this module owns directly; most channel mixers own none."""
 
 
 def inner_width(width: int, expansion: float) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from .embedding import EmbeddingConfig
 from .settings import nearest, read_settings
 
 DEFAULT_BLOCKS: dict[str, Any] = {"main": {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}}
@@ -15,19 +16,32 @@ DEFAULT_BLOCKS: dict[str, Any] = {"main": {"mixer": {"name": "attention"}, "chan
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One kind of block: which token mixer, which channel mixer, which norm before each."""
+    """One kind of block: which token mixer, channel mixer, residual scheme and norm.
+
+    Raises:
+        ValueError: a dropout that is not a probability.
+    """
 
     mixer: dict[str, Any]
     """``{"name": ..., "preset": ..., **settings of that mixer}``."""
-    channel: dict[str, Any]
-    """The same of a channel mixer."""
+    channel: dict[str, Any] | None
+    """The same of a channel mixer; None (null in JSON) is a block without one."""
+    residual: dict[str, Any] = field(default_factory=lambda: {"name": "pre"})
+    """The same of the residual scheme."""
     norm: str = "rms_norm"
+    dropout: float = 0.0
+    """Of each branch's output, in training."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; 0 or more and less than 1 is needed")
 
 
 class ParibusConfig(PretrainedConfig):
     """Sizes, ``blocks`` by name, and the ``layout``: the pattern of block names, repeated to `num_hidden_layers`.
 
-    ``norm`` is the last one, after all blocks; each block names those before its own mixers.
+    ``norm`` is the last one, after all blocks; each block names its own. ``position`` is added to the embeddings;
+    positions inside attention are settings of that mixer.
 
     Published checkpoints import this class; it is never subclassed (a subclass would lose its ``__init__``).
 
@@ -47,6 +61,8 @@ class ParibusConfig(PretrainedConfig):
         layout: tuple[str, ...] | list[str] = ("main",),
         causal: bool = True,
         norm: str = "rms_norm",
+        embedding: Mapping[str, Any] | None = None,
+        position: str = "none",
         initialization: str = "fan_in",
         tie_word_embeddings: bool = False,
         bos_token_id: int = 255,
@@ -62,6 +78,8 @@ class ParibusConfig(PretrainedConfig):
         self.layout = list(layout)
         self.causal = causal
         self.norm = norm
+        self.embedding = asdict(read_settings(EmbeddingConfig, embedding or {}, "model: embedding"))
+        self.position = position
         self.initialization = initialization
         self._check()
         super().__init__(  # type: ignore[call-arg]  # its fields are made by a decorator that mypy cannot follow

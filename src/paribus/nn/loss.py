@@ -17,10 +17,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The gradient is made together with the loss, chunk by chunk of tokens, while the chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
         accumulate = torch.promote_types(weight.dtype, torch.float32)
         count = (targets != IGNORE).sum().clamp(min=1)
-        total = hidden.new_zeros((), dtype=accumulate)
+        cross_entropy, squares = (hidden.new_zeros((), dtype=accumulate) for _ in range(2))
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         hidden_gradient = torch.empty_like(hidden) if need_hidden else None
         weight_gradient = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
@@ -31,11 +31,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chosen = targets[part]
             counted = chosen != IGNORE
             index = chosen.clamp(min=0)[:, None]
-            log_probability = (hidden[part] @ matrix.T).to(accumulate).log_softmax(-1)  # n V
-            total -= (log_probability.gather(1, index)[:, 0] * counted).sum()
+            logits = (hidden[part] @ matrix.T).to(accumulate)  # n V
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            cross_entropy += ((log_sum - logits.gather(1, index))[:, 0] * counted).sum()
+            squares += (log_sum[:, 0].square() * counted).sum()
             if not (need_hidden or need_weight):
                 continue
-            gradient = log_probability.exp_()
+            gradient = logits.sub_(log_sum).exp_()
+            if z_loss:
+                gradient.mul_(1 + 2 * z_loss * log_sum)
             gradient.scatter_add_(1, index, -torch.ones_like(gradient[:, :1]))
             gradient.mul_((counted.to(accumulate) / count)[:, None])
             gradient = gradient.to(hidden.dtype)
@@ -45,21 +49,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_gradient += gradient.T @ hidden[part]
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.weight_dtype = weight.dtype
-        return total / count
+        cross_entropy /= count
+        ctx.mark_non_differentiable(cross_entropy)
+        return cross_entropy + z_loss * squares / count, cross_entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        (scale,) = outputs
+        scale = outputs[0]
         return (
             None if hidden_gradient is None else hidden_gradient * scale.to(hidden_gradient.dtype),
             None if weight_gradient is None else (weight_gradient * scale).to(ctx.weight_dtype),
             None,
+            None,
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Mean cross entropy, in nats, of logits hidden · weightᵀ against targets, in float32 or wider.
 
     Memory is one chunk of about four million logits, whatever the number of tokens; gradients equal those of
@@ -69,5 +78,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden: [N, D].
         weight: [V, D].
         targets: [N] integers; -100 carries no loss. The mean is over the others (0 when there are none).
+        z_loss: weight of the mean of log(Σ exp logits)² (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+
+    Returns:
+        The objective, cross entropy + z_loss · mean log²; and the cross entropy alone, without gradient.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    objective, cross_entropy = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss)
+    return objective, cross_entropy

@@ -41,6 +41,12 @@ class Context:
     """What `SharedPart`s give each other before the first layer runs, by their name and then by layer."""
     first_value: tuple[int, Tensor] | None = None
     """The values [B, T, H, V] of the first layer that has such, and that layer's number (RWKV-7)."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Losses beside the task's, weighted and summed over layers, by name (how evenly experts are used)."""
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add `value`, a weighted scalar, to the loss called `name`."""
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
 
 
 class SharedPart(nn.Module):

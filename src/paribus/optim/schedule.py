@@ -32,7 +32,7 @@ class Schedule:
         if self.name == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(f"schedule: warmup {self.warmup} and decay {self.decay} are more than the whole run")
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: int, tokens_per_step: int) -> float:
         """The learning rate of step 0 ≤ `step` < `total_steps`, as a share of the peak."""
         warmup_steps = _steps(self.warmup, total_steps)
         if step < warmup_steps:

@@ -10,11 +10,14 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..nn.component import CHANNELS, MIXERS
+from ..nn.component import CHANNELS, MIXERS, RESIDUALS
+from ..nn.config import BlockConfig
 from ..nn.registry import Registry
+from ..nn.settings import read_settings
 
 ENTRY = "modeling_paribus"
 """The file that every ``auto_map`` value points at."""
@@ -24,7 +27,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": f"{ENTRY}.ParibusForCausalLM",
 }
 _NN = MIXERS.folder
-_PARTS = {"mixer": MIXERS, "channel": CHANNELS}
+_PARTS = {"mixer": MIXERS, "channel": CHANNELS, "residual": RESIDUALS}
 _PACKAGES = sys.stdlib_module_names | {"torch", "transformers"}
 _READ_AS_IMPORT = re.compile(r"^\s*(?:from\s+\.(?P<f>\S+)\s+import|import\s+\.(?P<i>\S+)\s*$)", re.MULTILINE)
 _ENTRY = '''"""What transformers loads. Made by paribus.
@@ -55,10 +58,12 @@ def flatten(blocks: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     Raises:
         ValueError: an import that a published checkpoint cannot carry, or a user's file whose name is taken.
     """
-    renamed = {name: dict(block) for name, block in blocks.items()}
+    renamed = {name: asdict(read_settings(BlockConfig, block, f"block '{name}'")) for name, block in blocks.items()}
     paths = {"tasks.causal_lm": _NN / "tasks" / "causal_lm.py"}
     for block in renamed.values():
         for part, registry in _PARTS.items():
+            if block[part] is None:
+                continue
             module, path = _component(registry, block[part]["name"])
             if paths.setdefault(module, path).resolve() != path.resolve():
                 raise ValueError(f"'{path}' and '{paths[module]}' cannot both be '{_flat(module)}.py'")

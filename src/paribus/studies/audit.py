@@ -11,7 +11,7 @@ import torch
 
 from paribus.training.folder import read_record, read_result
 from paribus.training.journal import read_journal
-from paribus.training.loop import build_model
+from paribus.training.model import build_model
 from paribus.training.run import Run
 
 from .equalizers import TOLERANCE, Equalized

@@ -9,11 +9,11 @@ from typing import Any
 
 from paribus.evaluation.cost import training_flops_per_token
 from paribus.nn.backbone import on_meta, parameter_count
-from paribus.nn.channel import Channel
 from paribus.nn.component import CHANNELS
+from paribus.nn.mixer import Mixer
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
-from paribus.training.loop import build_model, check_model
+from paribus.training.model import build_model, check_model
 from paribus.training.run import Run, with_values
 
 from .study import Equalizer, Study
@@ -106,13 +106,18 @@ def _match_parameters(run: Run, reference: Run) -> dict[str, Any]:
 
 
 def _expansions(run: Run) -> dict[str, float]:
-    """Block name -> the expansion of its channel mixer."""
+    """Block name -> the expansion of its channel mixer, where it has one."""
     config = read_model_config(run.model)
     found = {}
     for name in sorted(set(config.layer_blocks())):
         channel = config.block(name).channel
-        component = CHANNELS.component(channel["name"], Channel)
-        found[name] = float(channel.get("expansion", component.Config().expansion))
+        if channel is not None:
+            component = CHANNELS.component(channel["name"], Mixer)
+            preset = getattr(CHANNELS.module(channel["name"]), "PRESETS", {}).get(channel.get("preset"), {})
+            expansion = {**preset, **channel}.get("expansion", component.Config().expansion)
+            found[name] = float(expansion)
+    if not found:
+        raise ValueError("no block has a channel mixer, whose width is what matches sizes; compare at equal='flops'")
     return found
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from .files import write_text
 
+JOURNAL = "journal.jsonl"
+"""Its name in the folder of a run."""
+
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All whole events of the journal up to the first line that is not one."""

@@ -10,7 +10,7 @@ from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 from .checkpoint import load_checkpoint
 from .folder import read_record
-from .loop import build_model
+from .model import build_model
 from .run import Run
 
 

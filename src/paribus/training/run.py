@@ -88,10 +88,18 @@ class Run:
     seed: int = 0
     """Of the initial weights; the order of the data has its own seed."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: int = 1
     """CPU threads; part of the run, as sums round differently with another number."""
+    accumulation: int = 1
+    """Pieces in which a batch goes forward and backward before the weights are updated; it changes rounding only."""
+    z_loss: float = 0.0
+    """Weight of the mean of log(Σ exp logits)² in what is minimised; it is reported apart."""
+    ema_decay: float = 0.0
+    """Share of the past in the moving average of the weights, then evaluated and published in their place; 0: none."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Train through torch.compile; rounding differs."""
     kernels: Literal["torch", "fla"] = "torch"
     """Who computes `recurrence` and `delta` in training steps: this library, or flash-linear-attention, which needs
     device "cuda". It is the run's choice, never the model's: evaluation and what is published always use torch."""
@@ -101,6 +109,14 @@ class Run:
             raise ValueError(f"run: name is {self.name!r}; letters, digits and - _ . + = are allowed")
         if self.threads < 1:
             raise ValueError(f"run: threads is {self.threads}; at least 1 is needed")
+        if self.accumulation < 1 or self.data.batch_size % self.accumulation:
+            raise ValueError(
+                f"run: accumulation is {self.accumulation}; a divisor of batch_size {self.data.batch_size} is needed"
+            )
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"run: z_loss is {self.z_loss}; a number that is not negative is needed")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"run: ema_decay is {self.ema_decay}; 0 or more and less than 1 is needed")
         if self.kernels == "fla" and self.device != "cuda":
             raise ValueError(f"run: kernels is 'fla', which needs device 'cuda'; device is '{self.device}'")
         if not 0 <= self.seed < 2**32:
@@ -150,7 +166,8 @@ def with_values(run: Run, values: Mapping[str, Any]) -> Run:
     """The run with dotted paths such as ``optimizer.lr`` or ``model.hidden_size`` replaced.
 
     Raises:
-        ValueError: a path that does not exist (keys may be added only inside ``model`` and ``data.corpora``).
+        ValueError: a path that does not exist (keys may be added only inside ``model``, ``data.corpora``,
+            ``optimizer.settings`` and ``optimizer.roles``).
     """
     settings = run.to_json()
     for path, value in values.items():
@@ -172,7 +189,7 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> No
         settings["model"] = spell_out(settings["model"])
         settings["model"].setdefault("blocks", copy.deepcopy(DEFAULT_BLOCKS))
     here = settings
-    free = keys[0] == "model" or keys[:2] == ["data", "corpora"]
+    free = keys[0] == "model" or keys[:2] in (["data", "corpora"], ["optimizer", "settings"], ["optimizer", "roles"])
     for key in keys[:-1]:
         if not isinstance(here.get(key), dict):
             raise ValueError(f"unknown setting '{path}'; {nearest(key, _dict_keys(here))}")

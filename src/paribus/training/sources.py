@@ -69,8 +69,9 @@ def _installed(name: str) -> str | None:
 def _components(model: Mapping[str, Any]) -> set[tuple[str, str]]:
     config = read_model_config(model)
     blocks = [config.block(name) for name in config.layer_blocks()]
-    mixers = {("mixers", block.mixer["name"]) for block in blocks}
-    return mixers | {("channels", block.channel["name"]) for block in blocks}
+    named = {("mixers", block.mixer["name"]) for block in blocks}
+    named |= {("channels", block.channel["name"]) for block in blocks if block.channel is not None}
+    return named | {("residuals", block.residual["name"]) for block in blocks}
 
 
 def _sha256(path: Path) -> str:

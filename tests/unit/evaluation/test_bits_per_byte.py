@@ -147,7 +147,7 @@ def test_ngram_bits_of_documents() -> None:
 def test_cost() -> None:
     one = model(max_position_embeddings=1024)
     matrices = parameter_count(one) - sum(p.numel() for n, p in one.named_parameters() if p.dim() == 1)
-    matrices -= one.model.embedding.weight.numel()
+    matrices -= one.model.embedding.table.weight.numel()
     attention = 2 * 2 * 2 * 64 * 16  # 2 layers, QKᵀ and PV, multiply and add, 64 tokens, width 16
     assert training_flops_per_token(one, 64) >= 3 * (2 * matrices + attention)
     assert training_flops_per_token(one, 64) <= 1.25 * 3 * (2 * matrices + attention)

@@ -34,7 +34,7 @@ def test_shared_names_and_shapes_start_bit_equal() -> None:
     ):
         parts = dict(other.named_parameters())
         shared = [name for name in one if name in parts and one[name].shape == parts[name].shape]
-        assert {"model.embedding.weight", "head.weight", "model.blocks.0.mixer.query.weight"} <= set(shared)
+        assert {"model.embedding.table.weight", "head.weight", "model.blocks.0.mixer.query.weight"} <= set(shared)
         assert all(torch.equal(one[name], parts[name]) for name in shared)
         assert set(parts) != set(one) or any(one[name].shape != parts[name].shape for name in one)
 
@@ -60,7 +60,7 @@ def test_the_global_generator_neither_matters_nor_moves() -> None:
 def test_the_rules() -> None:
     for rule, spread in (("fan_in", 1 / 8), ("normal", 0.02)):
         made = model(initialization=rule)
-        for weight in (made.model.embedding.weight, made.head.weight, made.model.blocks[0].channel.up.weight):
+        for weight in (made.model.embedding.table.weight, made.head.weight, made.model.blocks[0].channel.up.weight):
             assert weight.std().item() == pytest.approx(spread, rel=0.05)
         inner = made.model.blocks[0].channel.output.weight  # its fan-in is the inner width
         assert inner.std().item() == pytest.approx(inner.shape[1] ** -0.5 if rule == "fan_in" else 0.02, rel=0.05)

@@ -15,7 +15,7 @@ from paribus.studies.equalizers import TOLERANCE, count_parameters, equalize
 from paribus.studies.result import TuningPoint
 from paribus.studies.study import Study, read_study, study_name
 from paribus.studies.tuning import best_values, extended
-from paribus.training.loop import build_model
+from paribus.training.model import build_model
 from paribus.training.run import Budget, with_values
 from tests import small
 

@@ -15,7 +15,8 @@ from paribus.nn.kernels.delta import delta
 from paribus.nn.kernels.recurrence import recurrence
 from paribus.training import loop
 from paribus.training.load import load_run
-from paribus.training.loop import build_model, train
+from paribus.training.loop import train
+from paribus.training.model import build_model
 from paribus.training.run import Run, with_values
 from tests import small
 

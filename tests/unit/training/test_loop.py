@@ -10,9 +10,10 @@ import torch
 
 from paribus.data.batches import Batches
 from paribus.training import loop
-from paribus.training.journal import read_journal
+from paribus.training.journal import JOURNAL, read_journal
 from paribus.training.load import load_run
-from paribus.training.loop import JOURNAL, Tick, build_model, train
+from paribus.training.loop import Tick, train
+from paribus.training.model import build_model
 from paribus.training.run import with_values
 from tests import small
 from tests.small import journal, lasting, same_weights

@@ -57,12 +57,17 @@ def test_short_runs(name: str, total: int) -> None:
 
 
 def test_the_optimizer_is_adamw_that_decays_matrices() -> None:
-    settings = Optimizer(lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.5)
-    shapes = {"model.embedding.weight": (5, 3), "norm.weight": (3,), "layer.weight": (3, 3), "convolution": (2, 1, 2)}
+    settings = Optimizer(lr=0.01, weight_decay=0.5, settings={"betas": (0.8, 0.9), "eps": 1e-6})
+    shapes = {
+        "model.embedding.table.weight": (5, 3),
+        "norm.weight": (3,),
+        "layer.weight": (3, 3),
+        "convolution": (2, 1, 2),
+    }
     parameters = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
     theirs = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
     matrices = [theirs["layer.weight"], theirs["convolution"]]
-    others = [theirs["model.embedding.weight"], theirs["norm.weight"]]
+    others = [theirs["model.embedding.table.weight"], theirs["norm.weight"]]
     reference = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}],
         lr=0.01,

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paribus.nn.channel import Channel
 from paribus.nn.component import CHANNELS, MIXERS, make_channel, make_mixer
 from paribus.nn.initialization import initialize
 from paribus.nn.mixer import Mixer, Placement, make_context
@@ -36,7 +35,7 @@ class Kind:
 
 
 MIXER = Kind("mixer", MIXERS, Mixer, make_mixer, lambda module, x: module(x)[0])
-CHANNEL = Kind("channel", CHANNELS, Channel, make_channel, lambda module, x: module(x))
+CHANNEL = Kind("channel", CHANNELS, Mixer, make_channel, lambda module, x: module(x)[0])
 
 
 def build(
@@ -77,7 +76,7 @@ class Pair(nn.Module):
         """One after the other, without anything around them."""
         context = make_context(self.layers)
         for layer in self.layers:
-            x = layer(x, context=context)[0] if isinstance(layer, Mixer) else layer(x)
+            x = layer(x, context=context)[0]
         return x
 
 

@@ -46,6 +46,6 @@ class MultiLayerPerceptron(Channel):
         self.up = Projection(placement.width, inner)
         self.output = Projection(inner, placement.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         return self.output(self.activation(self.up(x)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +15,27 @@ from ..backbone import ParibusModel, ParibusPreTrainedModel
 from ..cache import StateCache
 from ..config import ParibusConfig
 from ..loss import IGNORE, linear_cross_entropy
+from ..projection import Projection
+
+
+@dataclass
+class CausalLMOutput(CausalLMOutputWithPast):
+    """What the model returns."""
+
+    losses: dict[str, Tensor] | None = None
+    """In training, the parts that `loss` is the sum of: cross_entropy, z_loss, and those of the blocks."""
 
 
 class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
     """The backbone and a linear head over the vocabulary.
 
+    Tied to an embedding in two factors, the head reads a reduction of the hidden states to the factors' rank.
+
     Raises:
         ValueError: a config with causal=False.
     """
 
-    _tied_weights_keys = {"head.weight": "model.embedding.weight"}
+    _tied_weights_keys = {"head.weight": "model.embedding.table.weight"}
     _is_stateful = True  # states cannot be cropped: transformers then refuses assisted generation by itself
 
     def __init__(self, config: ParibusConfig) -> None:
@@ -31,7 +43,9 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         if not config.causal:
             raise ValueError("a causal language model needs causal=true in its config")
         self.model = ParibusModel(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        rank = config.embedding["rank"] if config.tie_word_embeddings else 0
+        self.reduction = Projection(config.hidden_size, rank) if rank else None
+        self.head = nn.Linear(rank or config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -55,7 +69,8 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         return_logits: bool = True,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        z_loss: float = 0.0,
+    ) -> CausalLMOutput | tuple[Any, ...]:
         """Run the model; arguments not named here are those of the backbone.
 
         Args:
@@ -63,9 +78,11 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             shift_labels: [B, T], already shifted: the target of each position.
             logits_to_keep: only the last so many positions (or the positions in a tensor); 0 is all.
             return_logits: False leaves the logits out, so that a training step never holds B · T · V numbers.
+            z_loss: in training, weight of the mean of log(Σ exp logits)², which keeps logits from drifting.
 
         Returns:
-            loss (mean, nats), logits [B, T, V], past_key_values, hidden_states.
+            loss (mean, nats; in training the sum of `losses`, else the cross entropy alone), logits [B, T, V],
+            past_key_values, hidden_states.
         """
         hidden = self.model(
             input_ids=input_ids,
@@ -76,17 +93,31 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         x = hidden.last_hidden_state
+        if self.reduction is not None:
+            x = self.reduction(x)
         if shift_labels is None and labels is not None:
             shift_labels = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
-        loss = None
+        loss, losses = None, None
         if shift_labels is not None:
-            loss = linear_cross_entropy(x.flatten(0, 1), self.head.weight, shift_labels.flatten())
+            weight = z_loss if self.training else 0.0
+            loss, cross_entropy = linear_cross_entropy(
+                x.flatten(0, 1), self.head.weight, shift_labels.flatten(), z_loss=weight
+            )
+            if self.training:
+                losses = {"cross_entropy": cross_entropy, **hidden.losses}
+                if weight:
+                    losses["z_loss"] = loss.detach() - cross_entropy
+                loss = sum(hidden.losses.values(), loss)
         logits = None
         if return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.head(x[:, kept])
-        output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=hidden.past_key_values, hidden_states=hidden.hidden_states
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=hidden.past_key_values,
+            hidden_states=hidden.hidden_states,
+            losses=losses,
         )
         return output if return_dict else output.to_tuple()
 
@@ -98,13 +129,13 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         if implementation not in (None, "dynamic"):
             raise ValueError(f"cache_implementation is '{implementation}'; states allow only 'dynamic' or none")
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = StateCache(self.config.num_hidden_layers)
+            model_kwargs["past_key_values"] = StateCache(self.model.num_states)
 
     @torch.no_grad()
     def state_bytes(self, length: int) -> int:
         """Bytes carried from token to token after `length` tokens, for one sequence, measured."""
         device = self.head.weight.device
-        cache = StateCache(self.config.num_hidden_layers)
+        cache = StateCache(self.model.num_states)
         ids = torch.zeros(1, length, dtype=torch.long, device=device)
         self.model(input_ids=ids, past_key_values=cache)
         return cache.num_bytes()

@@ -42,15 +42,15 @@ def gpt2() -> GPT2LMHeadModel:
 def translated(theirs: GPT2LMHeadModel) -> dict[str, Tensor]:
     """Our names; GPT-2 keeps its maps transposed, and queries, keys and values in one."""
     weights = {
-        "model.embedding.weight": theirs.transformer.wte.weight,
+        "model.embedding.table.weight": theirs.transformer.wte.weight,
         "model.norm.weight": theirs.transformer.ln_f.weight,
         "head.weight": theirs.lm_head.weight,
     }
     for layer, block in enumerate(theirs.transformer.h):
         maps = {
-            "mixer_norm": block.ln_1.weight,
+            "residual.mixer_norm": block.ln_1.weight,
             "mixer.output": block.attn.c_proj.weight.T,
-            "channel_norm": block.ln_2.weight,
+            "residual.channel_norm": block.ln_2.weight,
             "channel.up": block.mlp.c_fc.weight.T,
             "channel.output": block.mlp.c_proj.weight.T,
         }

@@ -11,14 +11,14 @@ from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 LAYERS, WIDTH, INNER, VOCABULARY, HEADS = 3, 32, 48, 71, 4
 RENAMED = {
-    "model.embed_tokens": "model.embedding",
+    "model.embed_tokens": "model.embedding.table",
     "model.layers": "model.blocks",
     "self_attn.q_proj": "mixer.query",
     "self_attn.k_proj": "mixer.key",
     "self_attn.v_proj": "mixer.value",
     "self_attn.o_proj": "mixer.output",
-    "input_layernorm": "mixer_norm",
-    "post_attention_layernorm": "channel_norm",
+    "input_layernorm": "residual.mixer_norm",
+    "post_attention_layernorm": "residual.channel_norm",
     "mlp.gate_proj": "channel.gate",
     "mlp.up_proj": "channel.up",
     "mlp.down_proj": "channel.output",

@@ -69,12 +69,12 @@ def ours(theirs: MambaForCausalLM) -> ParibusForCausalLM:
     )
     model = ParibusForCausalLM(config).eval()
     with torch.no_grad():
-        model.model.embedding.weight.copy_(theirs.backbone.embeddings.weight)
+        model.model.embedding.table.weight.copy_(theirs.backbone.embeddings.weight)
         model.model.norm.weight.copy_(theirs.backbone.norm_f.weight)
         for block, peer in zip(model.model.blocks, theirs.backbone.layers, strict=True):
             block.mixer.load_state_dict(weights_of(peer.mixer))
-            block.mixer_norm.weight.copy_(peer.norm.weight)
-            block.channel_norm.weight.fill_(1)
+            block.residual.mixer_norm.weight.copy_(peer.norm.weight)
+            block.residual.channel_norm.weight.fill_(1)
             for parameter in block.channel.parameters():
                 parameter.zero_()
     return model

@@ -1,0 +1,1 @@
+"""Residual schemes: one file each; the file name is the name in configs."""
