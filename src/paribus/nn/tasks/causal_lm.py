@@ -99,15 +99,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             shift_labels = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
         loss, losses = None, None
         if shift_labels is not None:
-            weight = z_loss if self.training else 0.0
-            loss, cross_entropy = linear_cross_entropy(
-                x.flatten(0, 1), self.head.weight, shift_labels.flatten(), z_loss=weight
-            )
-            if self.training:
-                losses = {"cross_entropy": cross_entropy, **hidden.losses}
-                if weight:
-                    losses["z_loss"] = loss.detach() - cross_entropy
-                loss = sum(hidden.losses.values(), loss)
+            loss, losses = self._losses(x, shift_labels, hidden.losses, z_loss)
         logits = None
         if return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -120,6 +112,19 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             losses=losses,
         )
         return output if return_dict else output.to_tuple()
+
+    def _losses(
+        self, x: Tensor, targets: Tensor, others: dict[str, Tensor] | None, z_loss: float
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """What is minimised, and in training its parts; elsewhere it is the cross entropy."""
+        weight = z_loss if self.training else 0.0
+        loss, cross_entropy = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), z_loss=weight)
+        if others is None:
+            return loss, None
+        parts = {"cross_entropy": cross_entropy, **others}
+        if weight:
+            parts["z_loss"] = loss.detach() - cross_entropy
+        return sum(others.values(), loss), parts
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # the rest is passed by position and not needed
         self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any
