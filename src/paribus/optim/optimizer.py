@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from paribus.nn.settings import nearest
+
+from .registry import OPTIMIZERS
+from .roles import ROLES, RoleName, parameter_roles
+
+_RESERVED = {"params", "lr", "weight_decay", "maximize", "model"}
+_DECAYED: tuple[RoleName, ...] = ("matrix", "head")
+
 
 @dataclass(frozen=True)
 class Role:
-    """What differs for the parameters of one role."""
+    """What differs for the parameters of one role.
+
+    Raises:
+        ValueError: a negative number.
+    """
 
     lr: float = 1.0
     """Factor on the learning rate."""
     weight_decay: float | None = None
     """In place of the optimizer's; None leaves it."""
 
+    def __post_init__(self) -> None:
+        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay or 0.0)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"optimizer: roles: {key} is {value}; a number that is not negative is needed")
+
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with global gradient norm clipping.
+    """How gradients become updates.
 
-    Weight decay acts on matrices only: not on norms, biases, decays and other vectors, and not on the embedding.
+    Weight decay acts on matrices and the head; embeddings, vectors and gates are decayed only where `roles` says so.
+
+    Raises:
+        ValueError: an unknown name, setting or role, or a number that is negative.
     """
 
     name: str = "adamw"
@@ -47,21 +68,58 @@ class Optimizer:
         for key in ("lr", "weight_decay", "clip_norm", "clip_adaptive"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f"optimizer: {key} is {getattr(self, key)}; a number that is not negative is needed")
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer: unknown name '{self.name}'; {nearest(self.name, OPTIMIZERS)}")
+        for role in self.roles:
+            if role not in ROLES:
+                raise ValueError(f"optimizer: unknown role '{role}'; {nearest(role, ROLES)}")
+        if self.settings:
+            _check_settings(self)
 
 
-def make_optimizer(settings: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """The optimizer over the named `parameters`, in two groups: decayed matrices and everything else."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        (decayed if parameter.dim() >= 2 and "embedding" not in name else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        **{"betas": (0.9, 0.95), **settings.settings},
-        fused=True,
-    )
+def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of `settings` over the parameters of `model`, one group for each role.
+
+    Each group knows its "role" and its "lr_factor".
+    """
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    groups = []
+    for role in ROLES:
+        found = [parameter for name, parameter in parameters.items() if roles[name] == role]
+        if found:
+            groups.append({"params": found, **_group_settings(settings, role)})
+    cls, entry = _class_of(settings.name), OPTIMIZERS[settings.name]
+    optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **{**entry.settings, **settings.settings})
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group `lr` times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def _group_settings(settings: Optimizer, role: RoleName) -> dict[str, Any]:
+    own = settings.roles.get(role, Role())
+    decay = settings.weight_decay if role in _DECAYED else 0.0
+    return {
+        "role": role,
+        "lr_factor": own.lr,
+        "lr": settings.lr * own.lr,
+        "weight_decay": decay if own.weight_decay is None else own.weight_decay,
+    }
+
+
+def _check_settings(settings: Optimizer) -> None:
+    known = set(inspect.signature(_class_of(settings.name)).parameters) - _RESERVED - {"kwargs"}
+    for key in settings.settings:
+        if key not in known:
+            raise ValueError(f"optimizer '{settings.name}': unknown setting '{key}'; {nearest(key, known)}")
+
+
+def _class_of(name: str) -> type[Any]:
+    """The class behind a name; its library is imported only now, as that takes seconds."""
+    module, _, cls = OPTIMIZERS[name].cls.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), cls)
+    return found

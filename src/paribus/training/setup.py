@@ -19,6 +19,7 @@ from .checkpoint import load_checkpoint
 from .files import read_json, write_json
 from .journal import JOURNAL, read_journal
 from .model import build_model
+from .ranks import check_equal, of_main, together
 from .run import Run
 from .step import forward_and_backward
 from .trainer import Trainer
@@ -65,8 +66,9 @@ def set_up(
         model.activation_checkpointing_enable()
     model.train().to(accelerator.device)
     flops_per_token = training_flops_per_token(model, run.data.sequence_length)
-    optimizer = make_optimizer(run.optimizer, model.named_parameters())
+    optimizer = make_optimizer(run.optimizer, model)
     progress = load_checkpoint(folder / "checkpoints", model, optimizer, len(read_journal(folder / JOURNAL)))
+    check_equal(accelerator, progress.step, "checkpoints")
     model, optimizer = accelerator.prepare(model, optimizer)
     trainer = Trainer(run, accelerator, batches, model, optimizer, kernels, 0, flops_per_token, progress)
     trainer.total_steps = _solve_steps(trainer, folder)
@@ -83,10 +85,13 @@ def _solve_steps(trainer: Trainer, folder: Path) -> int:
     if budget.flops is not None:
         return max(1, round(budget.flops / (trainer.flops_per_token * tokens)))
     assert budget.seconds is not None, "Budget holds exactly one number"
-    recorded = read_json(folder / "budget.json")
+    recorded = of_main(trainer.accelerator, read_json(folder / "budget.json"))
     if recorded is None:
-        recorded = {"steps": max(1, round(budget.seconds / _seconds_per_step(trainer)))}
-        write_json(folder / "budget.json", recorded)
+        steps = max(1, round(budget.seconds / _seconds_per_step(trainer)))
+        recorded = of_main(trainer.accelerator, {"steps": steps})
+        with together(trainer.accelerator):
+            if trainer.accelerator.is_main_process:
+                write_json(folder / "budget.json", recorded)
     return int(recorded["steps"])
 
 
