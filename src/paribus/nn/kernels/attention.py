@@ -2,9 +2,10 @@
 
 Which those are: the same segment, at or before t when causal, and fewer than `window` true positions away.
 The bias b falls with distance: −slope · |t − s| in true positions (ALiBi), −|F[t] − F[s]| with F the running sum of
-log-forget gates along the segment (FoX), or both. What else a query may look at are slots, which are no positions: a
-sink with a learned score and nothing to give, a learned key or value. How scores become weights is told in
-`normalisers`; softmax, with or without slots and biases, goes through torch's fused attention.
+log-forget gates along the segment (FoX); or it is a learned number for each t − s; or a sum of these. What else a query
+may look at are slots, which are no positions: a sink with a learned score and nothing to give, a learned key or value.
+How scores become weights is told in `normalisers`. Softmax, with or without slots, goes through torch's fused
+attention, but a bias with a gradient of its own is added to a few queries' scores at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..segments import Rows
 from ..settings import nearest
+from .attention_blocks import Distances
 from .attention_forms import SOFTMAX, Problem, Slots, fast, reference
 from .normalisers import NORMALISERS
 
@@ -53,6 +55,7 @@ def attention(
     normaliser: str = "softmax",
     log_forget: Tensor | None = None,
     slopes: Tensor | None = None,
+    distance_bias: Tensor | None = None,
     sink: Tensor | None = None,
     slot: tuple[Tensor | None, Tensor | None] | None = None,
     expand: Expand | None = None,
@@ -68,6 +71,8 @@ def attention(
         normaliser: "softmax", "softmax_one", "sigmoid", "relu", "softpick" or "stick_breaking".
         log_forget: [B, T, H] logarithms of forget gates, at most 0; F is kept in float32 or wider.
         slopes: [H], not negative: ALiBi's penalty for each true position.
+        distance_bias: what is added where t − s true positions are 0 … R, [H, R + 1]; or, with two directions, −R … R,
+            [H, 2 R + 1]. Tokens farther away get what the farthest do.
         sink: [H], the score of a slot whose value is zero.
         slot: a learned key [G, K] and value [G, V] of one more slot; None in place of either is zeros. Its score has
             no bias. With "stick_breaking" there is no key: the value is what the rest of the stick is spent on.
@@ -80,9 +85,7 @@ def attention(
     Raises:
         ValueError: unknown algorithm or normaliser.
     """
-    for name, known, what in ((algorithm, _ALGORITHMS, "algorithm"), (normaliser, _KNOWN, "normaliser")):
-        if name not in known:
-            raise ValueError(f"unknown attention {what} '{name}'; {nearest(name, known)}")
+    _check(algorithm, normaliser)
     history = AttentionHistory(k, v, rows.ids, rows.positions, _forgotten(log_forget, rows, state))
     if state is not None:
         history = _joined(state, history)
@@ -91,9 +94,17 @@ def attention(
     keys, values = (_for_each_query(t, q.shape[2]) for t in kept)
     slots = _slots(q, values.shape[-1], sink, slot)
     levels, learned = _levels(history, slopes), log_forget is not None
-    problem = Problem(q, keys, values, allowed, levels, learned, slots, causal, scale, normaliser)
+    distances = None if distance_bias is None else _distances(distance_bias, rows, history, causal)
+    biases = (levels, learned, distance_bias, distances)
+    problem = Problem(q, keys, values, allowed, *biases, slots, causal, scale, normaliser)
     o = _ALGORITHMS[algorithm](problem)
     return o, _reachable(history, window) if window else history
+
+
+def _check(algorithm: str, normaliser: str) -> None:
+    for name, known, what in ((algorithm, _ALGORITHMS, "algorithm"), (normaliser, _KNOWN, "normaliser")):
+        if name not in known:
+            raise ValueError(f"unknown attention {what} '{name}'; {nearest(name, known)}")
 
 
 def _joined(old: AttentionHistory, new: AttentionHistory) -> AttentionHistory:
@@ -168,12 +179,20 @@ def _levels(history: AttentionHistory, slopes: Tensor | None) -> Tensor | None:
     """[B or 1, S, H], falling along a segment as much as the bias does."""
     if slopes is None:
         return history.forgotten
-    positions = history.positions
-    if positions.stride(0) == 0:  # every row stands at the same positions
-        positions = positions[:1]
+    positions = _once(history.positions)
     compute = torch.promote_types(slopes.dtype, torch.float32)
     levels = -positions[..., None] * slopes.to(compute)
     return levels if history.forgotten is None else levels + history.forgotten
+
+
+def _once(positions: Tensor) -> Tensor:
+    """[B, T], or [1, T] where every row stands at the same positions."""
+    return positions[:1] if positions.stride(0) == 0 else positions
+
+
+def _distances(bias: Tensor, rows: Rows, history: AttentionHistory, causal: bool) -> Distances:
+    lowest = 0 if causal else -(bias.shape[1] // 2)
+    return Distances(_once(rows.positions), _once(history.positions), lowest, lowest + bias.shape[1] - 1)
 
 
 def _slots(q: Tensor, V: int, sink: Tensor | None, slot: tuple[Tensor | None, Tensor | None] | None) -> Slots | None:

@@ -32,6 +32,23 @@ class Block(NamedTuple):
     columns: slice
 
 
+class Distances(NamedTuple):
+    """How far, in true positions, queries are ahead of tokens; what is beyond the bounds counts as standing there."""
+
+    queries: Tensor
+    """[B or 1, T] true positions."""
+    keys: Tensor
+    """[B or 1, S] true positions."""
+    lowest: int
+    highest: int
+
+    def places(self, rows: slice, columns: slice, batch: slice) -> Tensor:
+        """[B or 1, C, S] int64: 0 for the lowest distance."""
+        queries, keys = (t if len(t) == 1 else t[batch] for t in (self.queries, self.keys))
+        distance = queries[:, rows, None] - keys[:, None, columns]
+        return distance.clamp(self.lowest, self.highest) - self.lowest
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which queries see which columns: the slots, then the tokens."""
@@ -43,6 +60,8 @@ class Plan:
     """[B, 1, T, S] bool, without slots; None: everything up to the query (causal), or everything."""
     num_queries: int
     num_tokens: int
+    distances: Distances | None = None
+    """By which a bias is found; the bias itself, which has a gradient, goes beside the plan."""
 
     def blocks(self, B: int, H: int) -> Iterator[Block]:
         """All queries of B rows."""
@@ -55,14 +74,21 @@ class Plan:
                 end = self.num_slots + (S - T + stop if self.causal else S)
                 yield Block(slice(low, low + together), slice(start, stop), slice(0, end))
 
-    def scores(self, q: Tensor, k: Tensor, levels: Tensor | None, block: Block) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, levels: Tensor | None, bias: Tensor | None, block: Block) -> Tensor:
         """[B, H, C, columns] of the block."""
         batch, rows, columns = block
         scores = q[batch, :, rows] @ k[batch, :, columns].transpose(-1, -2)
         if levels is not None:
             mine = levels[batch]
             scores[..., self.num_slots :] += (mine[:, :, self.own(rows), None] - mine[:, :, None]) * self.side(q, rows)
+        if bias is not None:
+            scores[..., self.num_slots :] += bias[:, self.places(block)].transpose(0, 1)
         return scores
+
+    def places(self, block: Block) -> Tensor:
+        """[B or 1, C, S] int64: where the bias of each query and token of a block is found."""
+        assert self.distances is not None, "there is a bias"
+        return self.distances.places(block.rows, slice(block.columns.stop - self.num_slots), block.batch)
 
     def weights(self, scores: Tensor, block: Block) -> Tensor:
         """Of the same shape."""
@@ -96,51 +122,59 @@ class Plan:
             report_flops("attention", 2 * B * H * left_out * widths)
 
 
-def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, levels: Tensor | None, plan: Plan) -> Tensor:
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, levels: Tensor | None, bias: Tensor | None, plan: Plan) -> Tensor:
     """o [B, H, T, V] of q [B, H, T, K] and, slots first, k [B, H, n + S, K] and v [B, H, n + S, V].
 
     Args:
         levels: [B, H, S]: scores of tokens are lowered by what levels fall from the earlier of query and token to
             the later.
+        bias: [H, N], that of `plan.distances`.
     """
-    o: Tensor = _Blocks.apply(q, k, v, levels, plan)
+    o: Tensor = _Blocks.apply(q, k, v, levels, bias, plan)
     return o
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, levels: Tensor | None, plan: Plan) -> Tensor:
-        ctx.save_for_backward(q, k, v, levels)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, levels: Tensor | None, bias: Tensor | None, plan: Plan
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, levels, bias)
         ctx.plan = plan
         o = v.new_empty(*q.shape[:3], v.shape[3])
         for block in plan.blocks(*q.shape[:2]):
             batch, rows, columns = block
-            o[batch, :, rows] = plan.weights(plan.scores(q, k, levels, block), block) @ v[batch, :, columns]
+            o[batch, :, rows] = plan.weights(plan.scores(q, k, levels, bias, block), block) @ v[batch, :, columns]
         plan.report(q, q.shape[3] + v.shape[3])
         return o
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = outputs
-        q, k, v, levels = ctx.saved_tensors
+        q, k, v, levels, bias = ctx.saved_tensors
         plan: Plan = ctx.plan
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        dlevels = None if levels is None else torch.zeros_like(levels)
+        dlevels, dbias = (None if t is None else torch.zeros_like(t) for t in (levels, bias))
         with torch.autocast(q.device.type, enabled=False):
             for block in plan.blocks(*q.shape[:2]):
                 batch, rows, columns = block
                 mine = grad[batch, :, rows]
-                scores = plan.scores(q, k, levels, block).requires_grad_()
+                scores = plan.scores(q, k, levels, bias, block).requires_grad_()
                 with torch.enable_grad():
                     weights = plan.weights(scores, block)
                 (slope,) = torch.autograd.grad(weights, scores, mine @ v[batch, :, columns].transpose(-1, -2))
                 dv[batch, :, columns] += weights.detach().transpose(-1, -2) @ mine
                 dq[batch, :, rows] = slope @ k[batch, :, columns]
                 dk[batch, :, columns] += slope.transpose(-1, -2) @ q[batch, :, rows]
+                slope = slope[..., plan.num_slots :]
+                if dbias is not None:
+                    places = plan.places(block)
+                    summed = slope.sum(0, keepdim=True) if len(places) == 1 else slope
+                    dbias.index_add_(1, places.flatten(), summed.transpose(0, 1).flatten(1))
                 if dlevels is not None:
-                    slope = slope[..., plan.num_slots :] * plan.side(slope, rows)
+                    slope = slope * plan.side(slope, rows)
                     dlevels[batch, :, plan.own(rows)] += slope.sum(-1)
                     dlevels[batch] -= slope.sum(-2)
         plan.report(q, 3 * q.shape[3] + 2 * v.shape[3])
-        return dq, dk, dv, dlevels, None
+        return dq, dk, dv, dlevels, dbias, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .attention_blocks import Plan, attend_in_blocks
+from .attention_blocks import Distances, Plan, attend_in_blocks
 from .normalisers import Seen, reference_weights
 
 SOFTMAX = ("softmax", "softmax_one")
@@ -53,6 +53,9 @@ class Problem(NamedTuple):
     """[B or 1, S, H], falling along a segment; the bias is the fall from the earlier to the later, at most 0."""
     learned: bool
     """Whether levels have a gradient, which torch's fused attention does not give on a CPU."""
+    bias: Tensor | None
+    """[H, N], a number for each distance from the lowest of `distances` to the highest."""
+    distances: Distances | None
     slots: Slots | None
     causal: bool
     scale: float
@@ -66,15 +69,16 @@ def fast(p: Problem) -> Tensor:
         q, v = p.q, p.v
         none = Slots(q.new_zeros(0, *q.shape[2:]), v.new_zeros(0, *v.shape[2:]), None)
         p = p._replace(slots=(p.slots or none).and_zero(), normaliser="softmax")
-    if p.levels is None and softmax:
+    if p.levels is None and p.bias is None and softmax:
         return _by_sdpa(p)
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    levels = None if p.levels is None else p.levels.to(wide)
+    levels, bias = (None if t is None else t.to(wide) for t in (p.levels, p.bias))
     slots = None if p.slots is None else p.slots.to(wide)
     q, k, v = (t.to(wide) for t in p[:3])
     with torch.autocast(q.device.type, enabled=False):
-        compute = _by_sdpa if softmax and (p.causal or not p.learned) else _by_blocks
-        return compute(p._replace(q=q, k=k, v=v, levels=levels, slots=slots)).to(p.q.dtype)
+        fused = softmax and bias is None and (p.causal or not p.learned)
+        compute = _by_sdpa if fused else _by_blocks
+        return compute(p._replace(q=q, k=k, v=v, levels=levels, bias=bias, slots=slots)).to(p.q.dtype)
 
 
 def _by_sdpa(p: Problem) -> Tensor:
@@ -99,11 +103,11 @@ def _by_sdpa(p: Problem) -> Tensor:
 def _by_blocks(p: Problem) -> Tensor:
     """A few queries at a time."""
     n = 0 if p.slots is None else len(p.slots.values)
-    plan = Plan(p.normaliser, n, p.causal, p.allowed, p.q.shape[1], p.k.shape[1])
+    plan = Plan(p.normaliser, n, p.causal, p.allowed, p.q.shape[1], p.k.shape[1], p.distances)
     q, k, v, scale = _with_columns(p, p.levels if p.causal else None)
     levels = None if p.causal or p.levels is None else p.levels.expand(len(q), -1, -1).transpose(1, 2)
     q, k, v = (t.transpose(1, 2) for t in (q * scale, k, v))
-    return attend_in_blocks(q, k, v, levels, plan).transpose(1, 2)
+    return attend_in_blocks(q, k, v, levels, p.bias, plan).transpose(1, 2)
 
 
 def _with_columns(p: Problem, levels: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -171,6 +175,9 @@ def reference(p: Problem) -> Tensor:
             fall = (p.levels[:, own, None] - p.levels).double()
             fall = torch.cat([fall[:, : own + 1], -fall[:, own + 1 :]], 1).transpose(1, 2)  # B H S
             scores = scores + functional.pad(fall, (n, 0))
+        if p.bias is not None and p.distances is not None:
+            mine = p.bias.double()[:, p.distances.places(slice(t, t + 1), slice(S), slice(None))[:, 0]]  # H B S
+            scores = scores + functional.pad(mine.transpose(0, 1), (n, 0))
         if p.slots is not None and p.slots.scores is not None:
             scores = scores + functional.pad(p.slots.scores.double().T, (0, S))
         weights = reference_weights(p.normaliser, scores, Seen(seen[:, :, t], n, p.causal, S - T + t))

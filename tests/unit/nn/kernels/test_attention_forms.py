@@ -17,6 +17,7 @@ from paribus.nn.segments import resolve
 from tests.unit.nn.kernel_cases import Run, close, in_pieces, random_cuts, random_segments, real, with_gradients
 
 HEADS, GROUPS, K, V, SCALE = 4, 2, 3, 2, 0.6
+FARTHEST = 5
 SLOPES = torch.tensor([0.5, 0.25, 0.0625, 1.0], dtype=torch.float64)
 
 
@@ -27,6 +28,8 @@ class Form:
     normaliser: str = "softmax"
     forget: bool = False
     slopes: bool = False
+    distances: bool = False
+    """A learned bias for each distance up to the farthest."""
     sink: bool = False
     slot: str = ""
     """"k", "v" or "kv": which of key and value are learned."""
@@ -52,6 +55,11 @@ FORMS = {
     "alibi_relu_slot": Form("relu", slopes=True, slot="kv"),
     "sigmoid_sink": Form("sigmoid", sink=True),
     "softpick_slot": Form("softpick", slot="v"),
+    "distances": Form(distances=True),
+    "distances_alibi_sink": Form(distances=True, slopes=True, sink=True),
+    "distances_forget_one": Form("softmax_one", distances=True, forget=True),
+    "distances_sigmoid_slot": Form("sigmoid", distances=True, slot="kv"),
+    "distances_sticks": Form("stick_breaking", distances=True),
     "sticks_slot": Form("stick_breaking", slot="v", slopes=True),
 }
 
@@ -77,12 +85,17 @@ class Case:
                 normaliser=self.form.normaliser,
                 log_forget=tokens[3] if self.form.forget else None,
                 slopes=SLOPES if self.form.slopes else None,
+                distance_bias=self.distance_bias(options["causal"]),
                 sink=self.weights.get("sink"),
                 slot=(key, value) if self.form.slot else None,
                 **options,
             )
 
         return call
+
+    def distance_bias(self, causal: bool) -> Tensor | None:
+        """[H, FARTHEST + 1], or [H, 2 FARTHEST + 1] with two directions."""
+        return self.weights["distances"][:, FARTHEST if causal else 0 :] if self.form.distances else None
 
 
 def make(name: str, length: int) -> Case:
@@ -91,8 +104,8 @@ def make(name: str, length: int) -> Case:
     tokens = [2 * normal(3, length, *shape) for shape in ((HEADS, K), (GROUPS, K), (GROUPS, V))]
     if form.forget:
         tokens.append(torch.nn.functional.logsigmoid(normal(3, length, HEADS)))
-    shapes = {"sink": (HEADS,), "key": (GROUPS, K), "value": (GROUPS, V)}
-    wanted = {"sink": form.sink, "key": "k" in form.slot, "value": "v" in form.slot}
+    shapes = {"sink": (HEADS,), "key": (GROUPS, K), "value": (GROUPS, V), "distances": (HEADS, 2 * FARTHEST + 1)}
+    wanted = {"sink": form.sink, "key": "k" in form.slot, "value": "v" in form.slot, "distances": form.distances}
     weights = {part: normal(shape).requires_grad_() for part, shape in shapes.items() if wanted[part]}
     return Case(form, [t.requires_grad_() for t in tokens], weights)
 
@@ -133,6 +146,9 @@ def by_pairs(case: Case, ids: Tensor, causal: bool, window: int) -> Tensor:
             score = SCALE * k[b, s, h // share] @ q[b, t, h]
             if form.slopes:
                 score = score - SLOPES[h] * distance[s]
+            if form.distances:
+                ahead = max(-FARTHEST, min(mine.index(t) - mine.index(s), FARTHEST))
+                score = score + case.weights["distances"][h, FARTHEST + ahead]
             if form.forget:
                 between = [r for r in mine if min(s, t) < r <= max(s, t)]
                 score = score + gates[0][b, between, h].sum()
@@ -179,7 +195,11 @@ def test_gradients_equal_the_references(name: str, length: int, kind: str, causa
     close(fast, exact, 1e-11)
 
 
-IN_BLOCKS = [name for name, form in FORMS.items() if form.forget or form.normaliser not in ("softmax", "softmax_one")]
+IN_BLOCKS = [
+    name
+    for name, form in FORMS.items()
+    if form.forget or form.distances or form.normaliser not in ("softmax", "softmax_one")
+]
 
 
 @pytest.mark.parametrize("name", IN_BLOCKS)
