@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from .component import make_channel, make_mixer, make_residual
 from .config import ParibusConfig
-from .mixer import Context, Mixer, Placement
-from .residual import Branch
+from .mixer import Context, Placement
+from .residual import Branch, Stream
 from .state import State
 
 
@@ -33,20 +33,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(block.dropout)
 
     def forward(
-        self, x: Tensor, segments: Tensor | None, state: State, keep_state: bool, context: Context
-    ) -> tuple[Tensor, State]:
+        self, x: Stream, segments: Tensor | None, state: State, keep_state: bool, context: Context
+    ) -> tuple[Stream, State]:
         """[B, T, D] (as many streams as the residual scheme carries) -> the same, and the states of both mixers."""
-        states = [None, None] if state is None else list(state)
-
-        def branch(number: int, part: Mixer) -> Branch:
-            def call(x: Tensor) -> Tensor:
-                y, states[number] = part(
-                    x, segments=segments, state=states[number], keep_state=keep_state, context=context
-                )
-                return self.dropout(y)
-
-            return call
-
-        channel = None if self.channel is None else branch(1, self.channel)
-        x = self.residual(x, branch(0, self.mixer), channel)
-        return x, tuple(states) if keep_state else None
+        mixer_state, channel_state = (None, None) if state is None else state
+        mix = Branch(self.mixer, self.dropout, segments, mixer_state, keep_state, context)
+        channel = None
+        if self.channel is not None:
+            channel = Branch(self.channel, self.dropout, segments, channel_state, keep_state, context)
+        x = self.residual(x, mix, channel)
+        if not keep_state:
+            return x, None
+        return x, (mix.state, None if channel is None else channel.state)

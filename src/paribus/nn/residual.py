@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .mixer import Placement
+from .mixer import Context, Mixer, Placement
 from .norm import make_norm
+from .state import State
 
-Branch = Callable[[Tensor], Tensor]
-"""A branch of a block, [B, T, D] -> [B, T, D]: its token mixer or its channel mixer, dropout included."""
+Stream = Any
+"""What blocks pass to each other: [B, T, D], or what the `start` of a scheme with several streams makes of it."""
+
+
+@dataclass(eq=False)
+class Branch:
+    """One branch of a block in one forward, called as a function [B, T, D] -> [B, T, D].
+
+    It is the token mixer or the channel mixer, then dropout; `state` becomes the new one when it is called.
+    """
+
+    part: Mixer
+    dropout: nn.Module
+    segments: Tensor | None = None
+    state: State = None
+    keep_state: bool = False
+    context: Context | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        y, self.state = self.part(
+            x, segments=self.segments, state=self.state, keep_state=self.keep_state, context=self.context
+        )
+        dropped: Tensor = self.dropout(y)
+        return dropped
 
 
 class Residual(nn.Module):
     """Puts one block together: the stream and its two branches give the new stream.
 
     A subclass lives alone in its file, holds a frozen dataclass `Config`, makes its norms with `norm()` and its
-    parameters in ``__init__``, and computes in `forward`. It calls each branch exactly once, the mixer first.
+    parameters in ``__init__``, and computes in `forward`. It calls each branch exactly once, the mixer first. A scheme
+    of several streams says in `start` and `end` what the first block gets and what becomes of the last one's.
 
     Args:
         norm: the name of the block's norm.
@@ -40,9 +65,22 @@ class Residual(nn.Module):
         """A new norm of the block's kind, over the width."""
         return make_norm(self.norm_name, self.placement.width)
 
-    def forward(self, x: Tensor, mix: Branch, channel: Branch | None) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def start(self, x: Tensor, recompute: bool) -> Stream:
+        """The stream that the first block gets, of the embeddings [B, T, D].
+
+        Args:
+            recompute: a scheme that can be inverted may drop what its blocks compute, and compute it again backward.
+        """
+        return x
+
+    def forward(self, x: Stream, mix: Branch, channel: Branch | None) -> Stream:
+        """[B, T, D] -> [B, T, D], or more streams to as many."""
         raise NotImplementedError
+
+    def end(self, x: Stream) -> Tensor:
+        """[B, T, D], what the final norm gets, of the last block's stream."""
+        only: Tensor = x
+        return only
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that this module owns directly."""
