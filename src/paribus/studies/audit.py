@@ -32,7 +32,7 @@ _LIMITS: dict[Equalizer, float] = {"parameters": TOLERANCE, "tokens": 0.0, "flop
 
 
 def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Mapping[str, Run]) -> Audit:
-    """Compare all arms with the reference.
+    """Compare all arms with each other, and their sizes with those of their references.
 
     Args:
         chosen: each arm's run with its tuned values, for the first seed.
@@ -55,13 +55,13 @@ def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Map
     ):
         (equal if holds else confounds).append(statement)
     return Audit(
-        declared=tuple(study.vary),
+        declared=tuple(study.varied_paths()),
         differences=tuple(differences),
         equal=tuple(equal),
         confounds=tuple(confounds),
         solved=equalized.solved,
-        shared_parameters=_shared_parameters(study.reference, chosen),
-        ratios=_ratios(study.reference, arms),
+        shared_parameters=_shared_parameters(study.references(), chosen),
+        ratios=_ratios(study.references(), arms),
     )
 
 
@@ -69,7 +69,7 @@ def _differences(study: Study, equalized: Equalized, chosen: Mapping[str, Run]) 
     """Every leaf of the runs that is not the same in all arms."""
     leaves = {name: _leaves(run.to_json()) for name, run in chosen.items()}
     solved = {path for values in equalized.solved.values() for path in values}
-    declared = (*study.vary, *study.tune, *solved)
+    declared = (*study.varied_paths(), *study.tune, *solved)
     found = []
     for path in sorted({path for values in leaves.values() for path in values}):
         values = {name: leaves[name].get(path, "default") for name in leaves}
@@ -109,7 +109,7 @@ def _same_corpora(records: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
 
 def _varies_data(study: Study) -> bool:
     """Whether batches differ because the study says so: another tokenizer, another length."""
-    return any(path.startswith("data.") for path in (*study.vary, *study.tune))
+    return any(path.startswith("data.") for path in (*study.varied_paths(), *study.tune))
 
 
 def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
@@ -159,40 +159,45 @@ def _shared_sources(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _sizes(study: Study, arms: list[ArmResult]) -> list[tuple[str, bool]]:
     """The equalizer's promise, checked on what the finished runs measured."""
-    statements = [_size(study.equal, study.reference, arms)]
-    if study.equal == "parameters":
-        statements.append(_size("tokens", study.reference, arms))
-    return statements
+    quantities: tuple[Equalizer, ...] = ("parameters", "tokens") if study.equal == "parameters" else (study.equal,)
+    references = study.references()
+    return [
+        _size(quantity, level, [arm for arm in arms if references[arm.name] == level])
+        for quantity in quantities
+        for level in dict.fromkeys(references.values())
+    ]
 
 
 def _size(quantity: Equalizer, reference: str, arms: list[ArmResult]) -> tuple[str, bool]:
-    """How far the arms' means are from the reference's; an arm that only diverged is left out."""
+    """How far the means of the reference's arms are from its own; an arm that only diverged is left out."""
     values = {
         arm.name: [float(getattr(seed, quantity)) for seed in arm.seeds if seed.status == "finished"] for arm in arms
     }
     means = {name: sum(items) / len(items) for name, items in values.items() if items}
     if reference not in means:
-        return f"{quantity}: the reference has no finished run to compare with", False
+        return f"{quantity}: the reference {reference} has no finished run to compare with", False
     worst = max(abs(mean / means[reference] - 1) for mean in means.values())
-    return f"{quantity}: within {worst:.2%} of the reference's {means[reference]:,.0f}", worst <= _LIMITS[quantity]
+    return f"{quantity}: within {worst:.2%} of {reference}'s {means[reference]:,.0f}", worst <= _LIMITS[quantity]
 
 
-def _shared_parameters(reference: str, chosen: Mapping[str, Run]) -> dict[str, float]:
-    """By arm, the share of its parameters that start with the bits of the reference's of the same name and shape."""
-    first = dict(build_model(chosen[reference]).named_parameters())
+def _shared_parameters(references: Mapping[str, str], chosen: Mapping[str, Run]) -> dict[str, float]:
+    """By arm, the share of its parameters that start with the bits of its reference's of the same name and shape."""
+    first = {name: dict(build_model(chosen[name]).named_parameters()) for name in set(references.values())}
     shares = {}
     for name, run in chosen.items():
-        own = dict(build_model(run).named_parameters())
-        shared = sum(p.numel() for key, p in own.items() if key in first and torch.equal(p, first[key]))
+        theirs, own = first[references[name]], dict(build_model(run).named_parameters())
+        shared = sum(p.numel() for key, p in own.items() if key in theirs and torch.equal(p, theirs[key]))
         shares[name] = shared / sum(p.numel() for p in own.values())
     return shares
 
 
-def _ratios(reference: str, arms: list[ArmResult]) -> dict[str, dict[str, float]]:
-    """By arm, the mean of each measured quantity as a multiple of the reference's."""
+def _ratios(references: Mapping[str, str], arms: list[ArmResult]) -> dict[str, dict[str, float]]:
+    """By arm, the mean of each measured quantity as a multiple of its reference's."""
     means = {arm.name: {key: _mean(arm, key) for key in _RATIOS} for arm in arms}
     return {
-        name: {key: value / means[reference][key] for key, value in values.items() if means[reference][key]}
+        name: {
+            key: value / means[references[name]][key] for key, value in values.items() if means[references[name]][key]
+        }
         for name, values in means.items()
     }
 

@@ -14,16 +14,29 @@ HUES = 7
 """Colours for arms beside the reference, which is drawn in the neutral ink 0."""
 
 
+def levels(result: StudyResult) -> dict[str, list[ArmResult]]:
+    """Reference -> itself and the arms compared with it, in the study's order; that of the study is the first."""
+    compared = {verdict.arm: verdict.reference for verdict in result.verdicts}
+    grouped: dict[str, list[ArmResult]] = {result.reference_arm: []}
+    for arm in sorted(result.arms, key=lambda arm: arm.name in compared):
+        grouped.setdefault(compared.get(arm.name, arm.name), []).append(arm)
+    return grouped
+
+
 def arm_styles(result: StudyResult) -> dict[str, dict[str, int]]:
-    """One colour for each arm, everywhere; beyond the last hue the colours return with another dash."""
-    others = [arm.name for arm in result.arms if arm.name != result.reference_arm]
-    styles = {name: {"hue": 1 + i % HUES, "dash": i // HUES} for i, name in enumerate(others)}
-    return {result.reference_arm: {"hue": 0, "dash": 0}} | styles
+    """One colour for each arm, everywhere; beyond the last hue and at the next level they return with another dash."""
+    styles, dash = {}, 0
+    for reference, arms in levels(result).items():
+        others = [arm.name for arm in arms if arm.name != reference]
+        styles[reference] = {"hue": 0, "dash": dash}
+        styles |= {name: {"hue": 1 + i % HUES, "dash": dash + i // HUES} for i, name in enumerate(others)}
+        dash += max(1, -(-len(others) // HUES))
+    return styles
 
 
 def ordered_arms(result: StudyResult) -> list[ArmResult]:
-    """The reference, then the other arms in the study's order."""
-    return sorted(result.arms, key=lambda arm: arm.name != result.reference_arm)
+    """Level by level, each reference before the arms compared with it."""
+    return [arm for arms in levels(result).values() for arm in arms]
 
 
 def chart_data(result: StudyResult) -> dict[str, Any]:

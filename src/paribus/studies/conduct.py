@@ -95,13 +95,14 @@ def conduct(bench: Workbench) -> StudyResult:
         question=study.question,
         metric="bits per byte on held-out test documents",
         reference_arm=study.reference,
+        within=study.within,
         equal=("parameters", "tokens") if study.equal == "parameters" else (study.equal,),
         smallest_effect_of_interest=study.smallest_effect_of_interest,
         confidence=study.confidence,
         arms=tuple(arms),
         verdicts=judge(
             arms,
-            study.reference,
+            study.references(),
             bits,
             sizes,
             smallest_effect_of_interest=study.smallest_effect_of_interest,
@@ -127,9 +128,9 @@ class Tuned:
 
 
 def _tune_arms(bench: Workbench, equalized: Equalized) -> dict[str, Tuned]:
-    """Try the same grid in every arm, on the tuning seed and the validation split; extend it at its edges."""
+    """Try each arm's grid on the tuning seed and the validation split; extend it at its edges."""
     study = bench.study
-    grids = {name: {path: list(values) for path, values in study.tune.items()} for name in equalized.runs}
+    grids = {name: study.grid(name) for name in equalized.runs}
     if not study.tune:
         return {name: Tuned({}, ()) for name in grids}
     tried: dict[str, list[TuningPoint]] = {}
@@ -147,13 +148,12 @@ def _tune_arms(bench: Workbench, equalized: Equalized) -> dict[str, Tuned]:
         if wider == grids:
             break
         grids = wider
-    return {name: _choose(name, points) for name, points in tried.items()}
+    return {name: _choose(points) for name, points in tried.items()}
 
 
-def _choose(name: str, points: list[TuningPoint]) -> Tuned:
-    best = best_values(points)
-    if best is None:
-        raise ValueError(f"arm '{name}': every tuned run diverged; try smaller values")
+def _choose(points: list[TuningPoint]) -> Tuned:
+    """The best point. Where all diverged, it is the last, to which the grid grew: that the arm diverges is a result."""
+    best = best_values(points) or points[-1].values
     marked = tuple(TuningPoint(p.values, p.bits_per_byte, p.seed, p.values == best, p.diverged) for p in points)
     return Tuned(best, marked)
 

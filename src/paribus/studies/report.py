@@ -35,12 +35,14 @@ OUTCOMES: dict[Outcome, dict[str, str]] = {
 def headline(result: StudyResult) -> str:
     """The verdicts as one sentence: "gla is better than attention; tnn and hgrn1 are inconclusive."."""
     parts = []
-    for outcome, look in OUTCOMES.items():
-        names = [verdict.arm for verdict in result.verdicts if verdict.outcome == outcome]
-        if names:
-            who = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-            verbs = {"is": "are", "show": "show"} if len(names) > 1 else {"is": "is", "show": "shows"}
-            parts.append(look["sentence"].format(who=who, reference=result.reference_arm, **verbs))
+    for reference in charts.levels(result):
+        for outcome, look in OUTCOMES.items():
+            found = [verdict for verdict in result.verdicts if verdict.outcome == outcome]
+            names = [verdict.arm for verdict in found if verdict.reference == reference]
+            if names:
+                who = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+                verbs = {"is": "are", "show": "show"} if len(names) > 1 else {"is": "is", "show": "shows"}
+                parts.append(look["sentence"].format(who=who, reference=reference, **verbs))
     return "; ".join(parts) + "." if parts else "There is nothing to compare."
 
 
@@ -73,6 +75,7 @@ def verdict_table(result: StudyResult) -> Table:
         score = f"{formats.bits(arm.mean)} {formats.half_width(arm.interval)}".strip()
         verdict = verdicts.get(arm.name)
         if verdict is None:
+            table.add_section()
             table.add_row(Text(arm.name), "reference", score, "", "", str(_finished(arm)))
             continue
         look = OUTCOMES[verdict.outcome]
@@ -80,6 +83,7 @@ def verdict_table(result: StudyResult) -> Table:
         p_value = formats.probability(verdict.adjusted_p_value)
         outcome = Text(f"{look['symbol']} {verdict.outcome}", look["style"])
         table.add_row(Text(arm.name), outcome, score, difference, p_value, str(verdict.seeds))
+    table.add_section()
     for line in result.baselines:
         table.add_row(Text(line.name), "baseline", formats.bits(line.bits_per_byte), "", "", "", style="dim")
     return table
@@ -106,6 +110,7 @@ def render_report(result: StudyResult) -> str:
         "headline": headline(result),
         "cautions": cautions(result),
         "arms": charts.ordered_arms(result),
+        "levels": charts.levels(result),
         "verdicts": {verdict.arm: verdict for verdict in result.verdicts},
         "styles": charts.arm_styles(result),
         "forest": charts.forest(result),

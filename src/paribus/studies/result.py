@@ -149,6 +149,7 @@ class StudyResult:
 
     Attributes:
         metric: what the numbers are, such as "bits per byte on held-out documents".
+        reference_arm: what arms are compared with, at the arm's own levels of the factors `within`.
         equal: what the arms were matched in, such as ("parameters", "tokens").
         smallest_effect_of_interest: differences within plus or minus this count as none.
         created: ISO 8601 time.
@@ -167,6 +168,7 @@ class StudyResult:
     audit: Audit
     environment: dict[str, Any]
     created: str
+    within: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

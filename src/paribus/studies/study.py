@@ -22,20 +22,35 @@ _FIXED = {
 
 
 @dataclass(frozen=True)
+class Leaves:
+    """A level of a factor that sets several settings at once, such as an optimizer's name and its momentum."""
+
+    values: dict[str, Any]
+    """Dotted path of the run -> value; every other setting stays the base's."""
+    tune: dict[str, list[Any]] = field(default_factory=dict)
+    """Grids in place of the study's, for paths that the study tunes: of as many values, so that care stays equal."""
+
+
+@dataclass(frozen=True)
 class Study:
     """One factor (or several) varied, all else equal.
 
     Raises:
-        ValueError: fewer than two arms, an unknown reference, no seed or a repeated one, a tuning seed that the verdict
-            uses too, a tuned path without values, a path that may not vary, or a budget that the equalizer forbids.
+        ValueError: fewer than two arms, or two of one name; an unknown reference or level to stay within; no seed or a
+            repeated one; a tuning seed that the verdict uses too; a tuned path without values; a path that may not
+            vary, or that two factors set; a budget that the equalizer forbids.
     """
 
     question: str
     base: Run
     vary: dict[str, dict[str, Any]]
-    """Dotted path of the run -> label -> value; several paths make an arm for each combination."""
+    """Dotted path of the run -> label -> value; several paths make an arm for each combination.
+    A factor whose values are all `Leaves`, which name their paths themselves, is called anything."""
     reference: str
     """The arm that the others are compared with."""
+    within: tuple[str, ...] = ()
+    """Factors whose levels are not compared with each other: an arm's reference, to which it is also made equal, is the
+    one at the arm's own levels of these. With depth in it, deep models are compared with the deep reference."""
     equal: Equalizer = "parameters"
     """parameters: channel mixers are resized until totals agree within 0.5 %, and all arms read the same tokens.
     flops: steps are solved so that all arms spend what the reference spends. tokens: nothing is solved.
@@ -52,15 +67,10 @@ class Study:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        arms = self.arms()
-        if len(arms) < 2:
-            raise ValueError(
-                f"study: {len(arms)} arms ({', '.join(arms) or 'none'}); at least two are needed to compare"
-            )
-        if self.reference not in arms:
-            raise ValueError(f"study: reference '{self.reference}' is not an arm; {nearest(self.reference, arms)}")
+        self._check_arms()
         self._check_seeds()
         self._check_paths()
+        self._check_grids()
         if (self.equal == "seconds") != (self.base.budget.seconds is not None):
             raise ValueError(
                 f"study: equal is '{self.equal}' and the base budget is {_given(self.base.budget)}; "
@@ -68,6 +78,23 @@ class Study:
             )
         if not all(1 <= order <= 8 for order in self.baseline_orders):
             raise ValueError(f"study: baseline_orders are {list(self.baseline_orders)}; 1 to 8 are allowed")
+
+    def _check_arms(self) -> None:
+        names = ["+".join(labels) for labels in itertools.product(*self.vary.values())] if self.vary else []
+        repeated = next((name for index, name in enumerate(names) if name in names[:index]), None)
+        if repeated:
+            raise ValueError(f"study: two arms are called '{repeated}'; give their levels other labels")
+        if len(names) < 2:
+            raise ValueError(
+                f"study: {len(names)} arms ({', '.join(names) or 'none'}); at least two are needed to compare"
+            )
+        if self.reference not in names:
+            raise ValueError(f"study: reference '{self.reference}' is not an arm; {nearest(self.reference, names)}")
+        for factor in self.within:
+            if factor not in self.vary:
+                raise ValueError(f"study: within names '{factor}', which does not vary; {nearest(factor, self.vary)}")
+        if all(arm == reference for arm, reference in self.references().items()):
+            raise ValueError(f"study: within leaves one arm at each level of {', '.join(self.within)}; two are needed")
 
     def _check_seeds(self) -> None:
         if not self.seeds:
@@ -78,29 +105,85 @@ class Study:
             raise ValueError(f"study: tuning_seed {self.tuning_seed} is one of the seeds; the verdict needs fresh ones")
 
     def _check_paths(self) -> None:
-        for path in (*self.vary, *self.tune):
+        for path in (*self.varied_paths(), *self.tune):
             reason = next((why for prefix, why in _FIXED.items() if _within(path, prefix)), None)
             if reason:
                 raise ValueError(f"study: '{path}' cannot vary between arms; {reason}")
-        for path, values in self.tune.items():
-            if not values or any(value in values[:index] for index, value in enumerate(values)):
-                raise ValueError(f"study: tune has the values {values} for '{path}'; at least one, none of them twice")
-            varied = next((other for other in self.vary if _within(other, path)), None)
+        for name, labels in self.labels().items():
+            paths = [path for factor, label in labels.items() for path in _leaves(factor, self.vary[factor][label])]
+            for index, path in enumerate(paths):
+                covered = next((other for other in paths[:index] if _within(other, path)), None)
+                if covered:
+                    raise ValueError(f"study: arm '{name}' sets '{covered}' and then '{path}', which overwrites it")
+        for path in self.tune:
+            varied = next((other for other in self.varied_paths() if _within(other, path)), None)
             if varied:
                 raise ValueError(f"study: '{path}' is tuned, which would overwrite the arms' '{varied}'")
 
+    def _check_grids(self) -> None:
+        for name in self.labels():
+            for path, values in self.grid(name).items():
+                if not values or any(value in values[:index] for index, value in enumerate(values)):
+                    raise ValueError(
+                        f"study: tune has the values {values} for '{path}'; at least one, none of them twice"
+                    )
+                if len(values) != len(self.tune[path]):
+                    raise ValueError(
+                        f"study: arm '{name}' tunes '{path}' over {len(values)} values of its own and the study over "
+                        f"{len(self.tune[path])}; as many are needed, so that all arms get the same care"
+                    )
+
+    def labels(self) -> dict[str, dict[str, str]]:
+        """Arm name -> factor -> label."""
+        return {
+            "+".join(labels): dict(zip(self.vary, labels, strict=True))
+            for labels in itertools.product(*self.vary.values())
+        }
+
     def arms(self) -> dict[str, dict[str, Any]]:
         """Arm name -> dotted path -> value."""
-        choices = [[(path, label, value) for label, value in levels.items()] for path, levels in self.vary.items()]
         return {
-            "+".join(label for _, label, _ in combination): {path: value for path, _, value in combination}
-            for combination in itertools.product(*choices)
-            if combination
+            name: {
+                path: value
+                for factor, label in labels.items()
+                for path, value in _leaves(factor, self.vary[factor][label]).items()
+            }
+            for name, labels in self.labels().items()
         }
+
+    def references(self) -> dict[str, str]:
+        """Arm name -> name of the arm that it is compared with and made equal to; a reference is its own."""
+        arms = self.labels()
+        return {
+            name: "+".join((arms[self.reference] | {factor: labels[factor] for factor in self.within}).values())
+            for name, labels in arms.items()
+        }
+
+    def varied_paths(self) -> list[str]:
+        """The dotted paths that the arms set."""
+        return list(dict.fromkeys(path for values in self.arms().values() for path in values))
+
+    def grid(self, arm: str) -> dict[str, list[Any]]:
+        """Dotted path -> values tried in `arm` to begin with."""
+        own: dict[str, list[Any]] = {}
+        for factor, label in self.labels()[arm].items():
+            level = self.vary[factor][label]
+            for path, values in level.tune.items() if isinstance(level, Leaves) else ():
+                if path not in self.tune:
+                    raise ValueError(f"study: arm '{arm}' tunes '{path}', which the study does not; add it to tune")
+                if path in own:
+                    raise ValueError(f"study: arm '{arm}' is given two grids for '{path}'; one is needed")
+                own[path] = values
+        return {path: list(own.get(path, values)) for path, values in self.tune.items()}
 
     def arm_run(self, name: str) -> Run:
         """The base run with the values of one arm, before anything is equalized."""
         return with_values(self.base, self.arms()[name])
+
+
+def _leaves(factor: str, value: Any) -> dict[str, Any]:
+    """Dotted path -> value, of one level of a factor."""
+    return value.values if isinstance(value, Leaves) else {factor: value}
 
 
 def _within(path: str, prefix: str) -> bool:

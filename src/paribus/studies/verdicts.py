@@ -15,37 +15,39 @@ DocumentBits = Mapping[str, Mapping[int, np.ndarray]]
 
 def judge(
     arms: Sequence[ArmResult],
-    reference_arm: str,
+    references: Mapping[str, str],
     document_bits: DocumentBits,
     document_bytes: np.ndarray,
     *,
     smallest_effect_of_interest: float = 0.01,
     confidence: float = 0.95,
 ) -> tuple[Verdict, ...]:
-    """Compare every arm with the reference: t test over seeds, Holm over arms, bootstrap over documents.
+    """Compare every arm with its reference: t test over seeds, Holm over arms, bootstrap over documents.
 
     Args:
+        references: by arm, the arm that it is compared with; a reference is its own, and gets no verdict.
         document_bits: by arm and finished seed, the bits spent on each test document: [documents].
         document_bytes: [documents] bytes of each test document, in the same order.
     """
-    reference = next(arm for arm in arms if arm.name == reference_arm)
-    others = [arm for arm in arms if arm is not reference]
+    by_name = {arm.name: arm for arm in arms}
+    others = [arm for arm in arms if references[arm.name] != arm.name]
     scores = {arm.name: finished_seeds(arm) for arm in arms}
     pairs = {
-        arm.name: statistics.paired_difference(scores[reference_arm], scores[arm.name], confidence, len(others))
+        arm.name: statistics.paired_difference(scores[references[arm.name]], scores[arm.name], confidence, len(others))
         for arm in others
     }
     adjusted = statistics.holm({name: p.p_value for name, p in pairs.items() if p.p_value is not None})
     verdicts = []
     for arm in others:
+        reference = by_name[references[arm.name]]
         pair, adjusted_p = pairs[arm.name], adjusted.get(arm.name)
         found = _divergence(arm, reference)
         found = found or statistics.verdict(pair, adjusted_p, smallest_effect_of_interest)
-        common = sorted(scores[reference_arm].keys() & scores[arm.name].keys())
+        common = sorted(scores[reference.name].keys() & scores[arm.name].keys())
         verdicts.append(
             Verdict(
                 arm=arm.name,
-                reference=reference_arm,
+                reference=reference.name,
                 outcome=found.outcome,
                 reason=found.reason,
                 difference=pair.difference,
@@ -54,7 +56,7 @@ def judge(
                 adjusted_p_value=adjusted_p,
                 smallest_detectable_effect=pair.smallest_detectable_effect,
                 bootstrap_interval=_bootstrap(
-                    document_bits, (reference_arm, arm.name), common, document_bytes, confidence
+                    document_bits, (reference.name, arm.name), common, document_bytes, confidence
                 ),
                 seeds=pair.seeds,
             )

@@ -145,7 +145,7 @@ def example_study() -> StudyResult:
         smallest_effect_of_interest=0.01,
         confidence=0.95,
         arms=made,
-        verdicts=judge(made, "attention", bits, document_bytes),
+        verdicts=judge(made, {a.name: "attention" for a in made}, bits, document_bytes),
         baselines=(
             Baseline("byte 5-gram", 2.871, "interpolated Kneser-Ney counts of the training bytes"),
             Baseline("byte frequencies", 4.902, "each byte by how often it occurs"),

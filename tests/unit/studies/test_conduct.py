@@ -196,9 +196,66 @@ def test_divergence_is_in_the_verdict(text: Path, cache: Path, tmp_path: Path) -
     absurd = next(arm for arm in result.arms if arm.name == "absurd")
     assert absurd.mean is None and absurd.sample == ""
     assert all("is nan at step" in (seed.divergence or "") for seed in absurd.seeds)
-    every = replace(study, tune={"schedule.warmup": [0.0, 0.1]})
-    with pytest.raises(ValueError, match="arm 'absurd': every tuned run diverged"):
-        conducted(every, tmp_path, cache)
+    every, _ = conducted(replace(study, tune={"schedule.warmup": [0.1, 0.4]}), tmp_path, cache)
+    assert [verdict.outcome for verdict in every.verdicts] == ["diverged"], "it is a result that nothing tames an arm"
+    absurd = next(arm for arm in every.arms if arm.name == "absurd")
+    tried = [(point.values["schedule.warmup"], point.diverged, point.chosen) for point in absurd.tuning]
+    assert tried[:2] == [(0.1, True, False), (0.4, True, False)]
+    assert tried[-1][1:] == (True, True)
+
+
+def test_a_grid_may_reach_into_divergence(text: Path, cache: Path, tmp_path: Path) -> None:
+    """A learning rate that is absurd on purpose costs its own run and nothing else."""
+    grid = {"optimizer.lr": [1e-4, 3e-3, 1e30]}
+    study = replace(small.study(text), base=small.run(text, steps=20), seeds=(1,), tune=grid)
+    result, _ = conducted(study, tmp_path, cache)
+    for arm in result.arms:
+        points = {point.values["optimizer.lr"]: point for point in arm.tuning}
+        assert points[1e30].diverged and points[1e30].bits_per_byte is None
+        assert points[3e-3].chosen
+        assert arm.mean is not None
+    assert from_json((tmp_path / "tiny" / "result.json").read_text()) == result
+
+
+def test_arms_are_compared_within_a_level(text: Path, cache: Path, tmp_path: Path) -> None:
+    vary = {
+        "model.blocks.main.mixer": {name: {"name": name} for name in ("attention", "gla")},
+        "model.num_hidden_layers": {"flat": 1, "deep": 2},
+    }
+    study = replace(
+        small.study(text),
+        base=small.run(text, steps=5),
+        vary=vary,
+        reference="attention+flat",
+        within=("model.num_hidden_layers",),
+    )
+    result, _ = conducted(study, tmp_path, cache)
+    assert {verdict.arm: verdict.reference for verdict in result.verdicts} == {
+        "gla+flat": "attention+flat",
+        "gla+deep": "attention+deep",
+    }
+    assert result.audit.confounds == ()
+    statements = "\n".join(result.audit.equal)
+    for level in ("flat", "deep"):
+        assert f"of attention+{level}'s" in statements
+        assert result.audit.ratios[f"gla+{level}"]["parameters"] == pytest.approx(1, abs=0.005)
+        assert result.audit.shared_parameters[f"attention+{level}"] == 1.0
+    assert result.audit.shared_parameters["gla+deep"] < 1.0
+    assert result.within == ("model.num_hidden_layers",)
+    sizes = {arm.name: arm.seeds[0].parameters for arm in result.arms}
+    assert sizes["attention+deep"] > 1.2 * sizes["attention+flat"]
+
+
+def test_a_confound_of_one_level_is_found(text: Path, result: StudyResult) -> None:
+    vary = {**small.study(text).vary, "schedule.name": {"wsd": "wsd", "cosine": "cosine"}}
+    study = replace(small.study(text), vary=vary, reference="attention+wsd", within=("schedule.name",))
+    twins = [(f"{arm.name}+{label}", arm) for label in ("wsd", "cosine") for arm in result.arms]
+    arms = [replace(arm, name=name) for name, arm in twins]
+    assert audited(study, arms).confounds == ()
+    last = arms[3]
+    arms[3] = replace(last, seeds=tuple(replace(seed, parameters=2 * seed.parameters) for seed in last.seeds))
+    (confound,) = audited(study, arms).confounds
+    assert confound.startswith("parameters: within ") and "of attention+cosine's" in confound
 
 
 def test_studies_share_what_is_the_same(text: Path, cache: Path, root: Path, result: StudyResult) -> None:

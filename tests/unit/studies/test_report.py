@@ -203,10 +203,53 @@ def test_one_far_arm_does_not_squeeze_the_others(study: StudyResult) -> None:
 
 
 def test_each_arm_keeps_a_look_of_its_own(study: StudyResult) -> None:
-    many = tuple(dataclasses.replace(study.arms[1], name=name) for name in ["attention", *"abcdefghijk"])
-    styles = charts.arm_styles(dataclasses.replace(study, arms=many))
+    names = ["attention", *"abcdefghijk"]
+    many = tuple(dataclasses.replace(study.arms[1], name=name) for name in names)
+    verdicts = tuple(dataclasses.replace(study.verdicts[0], arm=name) for name in names[1:])
+    styles = charts.arm_styles(dataclasses.replace(study, arms=many, verdicts=verdicts))
     assert styles["attention"] == {"hue": 0, "dash": 0}
+    assert [styles[name]["hue"] for name in "abcdefghijk"] == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4]
     assert len({tuple(style.values()) for style in styles.values()}) == 12
+
+
+def leveled(study: StudyResult) -> StudyResult:
+    """The study with two references: tnn is compared with mlp_mixer."""
+    verdicts = tuple(
+        dataclasses.replace(verdict, reference="mlp_mixer" if verdict.arm == "tnn" else "attention")
+        for verdict in study.verdicts
+        if verdict.arm != "mlp_mixer"
+    )
+    return dataclasses.replace(study, verdicts=verdicts, within=("model.num_hidden_layers",))
+
+
+def test_levels_stand_apart(study: StudyResult) -> None:
+    levels = leveled(study)
+    assert [arm.name for arm in charts.ordered_arms(levels)] == [
+        "attention",
+        "gla",
+        HOSTILE,
+        "hgrn1",
+        "mlp_mixer",
+        "tnn",
+    ]
+    styles = charts.arm_styles(levels)
+    assert styles["mlp_mixer"] == {"hue": 0, "dash": 1}
+    assert styles["tnn"] == {"hue": 1, "dash": 1}, "the first arm of each level has the same colour"
+    assert styles["gla"] == {"hue": 1, "dash": 0}
+    assert report.headline(levels) == (
+        f"gla is better than attention; {HOSTILE} shows no difference from attention; hgrn1 diverged; "
+        "tnn is worse than mlp_mixer."
+    )
+    html = report.render_report(levels)
+    text = " ".join(Page(html).text.split())
+    assert "only at the same level of model.num_hidden_layers: each with the reference that stands above it" in text
+    assert "Differences are arm minus its reference, paired over seeds" in text
+    assert html.count(' level"') == 1
+    assert "+0.7193" not in text, "a baseline has no single arm to be compared with"
+    output = io.StringIO()
+    Console(file=output, width=140).print(report.verdict_table(levels))
+    rows = [line for line in output.getvalue().splitlines() if "reference" in line]
+    assert [row.split()[1] for row in rows] == ["attention", "mlp_mixer"]
 
 
 VISION = {

@@ -91,7 +91,7 @@ def judged(reference_ends: list[float | None], other_ends: list[float | None]) -
         for name, ends in (("attention", reference_ends), ("other", other_ends))
     ]
     bits = {a.name: {r.seed: np.full(5, 8.0) for r in a.seeds if r.status == "finished"} for a in made}
-    return judge(made, "attention", bits, np.full(5, 4))
+    return judge(made, dict.fromkeys(bits, "attention"), bits, np.full(5, 4))
 
 
 def test_a_diverged_reference_leaves_nothing_conclusive() -> None:
@@ -107,4 +107,28 @@ def test_an_arm_without_a_finished_run() -> None:
 
 
 def test_a_study_of_one_arm_has_no_verdict() -> None:
-    assert judge([arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)], "attention", {}, np.ones(1)) == ()
+    one = arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)
+    assert judge([one], {"attention": "attention"}, {}, np.ones(1)) == ()
+
+
+def test_each_arm_is_judged_beside_its_own_reference() -> None:
+    ends = {"pre+2": 2.0, "post+2": 2.1, "pre+6": 1.0, "post+6": 0.9, "sandwich+6": 1.3}
+    made = [
+        arm(name, tuple(run(name, i, end + 0.001 * i * len(name), 1000.0) for i in range(3)), 1e-3)
+        for name, end in ends.items()
+    ]
+    bits = {a.name: {r.seed: np.full(5, 4 * (r.bits_per_byte or 0)) for r in a.seeds} for a in made}
+    references = {name: f"pre+{name[-1]}" for name in ends}
+    verdicts = {verdict.arm: verdict for verdict in judge(made, references, bits, np.full(5, 4))}
+    assert {name: verdict.reference for name, verdict in verdicts.items()} == {
+        "post+2": "pre+2",
+        "post+6": "pre+6",
+        "sandwich+6": "pre+6",
+    }
+    differences = {name: verdict.difference for name, verdict in verdicts.items()}
+    assert differences == pytest.approx({"post+2": 0.101, "post+6": -0.099, "sandwich+6": 0.305})
+    assert {verdict.outcome for verdict in verdicts.values()} == {"better", "worse"}
+    low, high = verdicts["post+6"].bootstrap_interval
+    assert low == pytest.approx(-0.099) == high
+    p_values = sorted(verdict.p_value for verdict in verdicts.values())
+    assert max(verdict.adjusted_p_value for verdict in verdicts.values()) >= 3 * p_values[0], "Holm over all three"

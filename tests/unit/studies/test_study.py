@@ -9,17 +9,28 @@ from typing import Any
 import pytest
 
 from paribus.evaluation.cost import training_flops_per_token
-from paribus.nn.component import MIXERS
+from paribus.nn.component import MIXERS, RESIDUALS
 from paribus.studies.conduct import _word
 from paribus.studies.equalizers import TOLERANCE, count_parameters, equalize
 from paribus.studies.result import TuningPoint
-from paribus.studies.study import Study, read_study, study_name
+from paribus.studies.study import Leaves, Study, read_study, study_name
 from paribus.studies.tuning import best_values, extended
 from paribus.training.model import build_model
 from paribus.training.run import Budget, with_values
 from tests import small
 
 MIXER = "model.blocks.main.mixer"
+OPTIMIZERS: dict[str, Any] = {
+    "vary": {
+        "optimizer": {
+            "adamw": Leaves({"optimizer.name": "adamw"}),
+            "calm": Leaves(
+                {"optimizer.settings": {"betas": [0.8, 0.9]}, "optimizer.clip_norm": 0.5}, {"optimizer.lr": [0.03, 0.1]}
+            ),
+        }
+    },
+    "reference": "adamw",
+}
 FILE = """
 from pathlib import Path
 from tests import small
@@ -51,6 +62,19 @@ def study(text: Path) -> Study:
         ({"vary": {"evaluation.points": {"a": 1, "b": 2}}, "reference": "a"}, "different documents"),
         ({"equal": "seconds"}, "the base budget is 20 steps"),
         ({"baseline_orders": (0,)}, r"baseline_orders are \[0\]"),
+        ({"within": ("optimizer.lr",)}, "within names 'optimizer.lr', which does not vary; known: model.blocks.main"),
+        ({"within": (MIXER,)}, "within leaves one arm at each level of model.blocks.main.mixer"),
+        (
+            {"vary": {"optimizer.lr": {"a": 1, "a+b": 2}, "schedule.warmup": {"b+c": 0.1, "c": 0.2}}},
+            "two arms are called",
+        ),
+        (
+            {"vary": {"optimizer.lr": {"a": 0.1, "b": 0.2}, "optimizer": {"c": {"lr": 1}}}, "reference": "a+c"},
+            "arm 'a\\+c' sets 'optimizer.lr' and then 'optimizer', which overwrites it",
+        ),
+        ({"tune": {"optimizer.name": ["adamw"]}, **OPTIMIZERS}, "would overwrite the arms' 'optimizer.name'"),
+        ({"tune": {"optimizer.weight_decay": [0.1]}, **OPTIMIZERS}, "tunes 'optimizer.lr', which the study does not"),
+        ({"tune": {"optimizer.lr": [0.1]}, **OPTIMIZERS}, "over 2 values of its own and the study over 1"),
     ],
 )
 def test_studies_that_are_refused(study: Study, values: dict[str, Any], message: str) -> None:
@@ -73,6 +97,89 @@ def test_several_factors_make_all_combinations(study: Study) -> None:
     assert list(found.arms()) == ["slow+cosine", "slow+wsd", "fast+cosine", "fast+wsd"]
     run = found.arm_run("fast+wsd")
     assert (run.optimizer.lr, run.schedule.name) == (1e-2, "wsd")
+
+
+def test_a_level_may_set_several_leaves(study: Study) -> None:
+    base = with_values(study.base, {"optimizer.weight_decay": 0.3})
+    found = replace(study, base=base, tune={"optimizer.lr": [1e-3, 3e-3]}, **OPTIMIZERS)
+    assert found.arms()["calm"] == {"optimizer.settings": {"betas": [0.8, 0.9]}, "optimizer.clip_norm": 0.5}
+    calm = found.arm_run("calm").optimizer
+    assert (calm.settings, calm.clip_norm) == ({"betas": [0.8, 0.9]}, 0.5)
+    assert calm.weight_decay == 0.3, "what a level does not name stays the base's"
+    assert found.varied_paths() == ["optimizer.name", "optimizer.settings", "optimizer.clip_norm"]
+    assert found.grid("adamw") == {"optimizer.lr": [1e-3, 3e-3]}
+    assert found.grid("calm") == {"optimizer.lr": [0.03, 0.1]}
+    twice = {"schedule": {"wsd": Leaves({"schedule.name": "wsd"}, {"optimizer.lr": [1.0, 2.0]})}}
+    with pytest.raises(ValueError, match=r"arm 'calm\+wsd' is given two grids for 'optimizer.lr'"):
+        replace(found, vary={**found.vary, **twice}, reference="adamw+wsd")
+
+
+def test_references_are_of_the_same_level(study: Study) -> None:
+    vary = {
+        "model.num_hidden_layers": {"2": 2, "6": 6},
+        "model.blocks.main.norm": {"rms": "rms_norm", "layer": "layer_norm"},
+        "schedule.name": {"wsd": "wsd", "cosine": "cosine"},
+    }
+    found = replace(study, vary=vary, reference="2+rms+wsd")
+    assert set(found.references().values()) == {"2+rms+wsd"}
+    within = replace(found, within=("model.num_hidden_layers", "schedule.name"))
+    references = within.references()
+    assert references["6+layer+cosine"] == "6+rms+cosine"
+    assert references["2+layer+wsd"] == references["2+rms+wsd"] == "2+rms+wsd"
+    assert len(set(references.values())) == 4
+
+
+def test_sizes_are_matched_within_each_level(study: Study) -> None:
+    vary = {MIXER: {name: {"name": name} for name in ("attention", "gla")}, "model.num_hidden_layers": {"1": 1, "4": 4}}
+    found = replace(study, vary=vary, reference="attention+1")
+    with pytest.raises(ValueError, match=r"arm 'attention\+4': parameters cannot be matched"):
+        equalize(found)
+    equalized = equalize(replace(found, within=("model.num_hidden_layers",)))
+    sizes = {name: count_parameters(run) for name, run in equalized.runs.items()}
+    assert equalized.solved["attention+4"] == equalized.solved["attention+1"] == {}
+    for depth in ("1", "4"):
+        assert sizes[f"gla+{depth}"] == pytest.approx(sizes[f"attention+{depth}"], rel=TOLERANCE)
+    assert sizes["attention+4"] > 1.5 * sizes["attention+1"]
+
+
+def test_every_residual_scheme_is_matched(study: Study) -> None:
+    """Schemes and norms have weights of their own, which are within tolerance or outweighed by the channel mixer."""
+    schemes = {name: {"name": name} for name in RESIDUALS.names()}
+    norms = {name: name for name in ("rms_norm", "layer_norm")}
+    base = with_values(study.base, {"model.hidden_size": 48, "model.num_hidden_layers": 2})
+    vary = {"model.blocks.main.residual": schemes, "model.blocks.main.norm": norms}
+    found = replace(study, base=base, vary=vary, reference="pre+rms_norm")
+    equalized = equalize(found)
+    sizes = {name: count_parameters(run) for name, run in equalized.runs.items()}
+    target = sizes["pre+rms_norm"]
+    for name, size in sizes.items():
+        assert size == pytest.approx(target, rel=TOLERANCE), name
+        own = count_parameters(found.arm_run(name))
+        assert abs(size - target) <= abs(own - target)
+        assert bool(equalized.solved[name]) == (size != own), "a channel mixer is resized only if that helps"
+
+
+def test_a_block_without_a_channel_mixer(study: Study) -> None:
+    alone = {"mixer": {"name": "attention"}, "channel": None}
+    whole = {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}
+    vary = {"model.blocks.main": {"alone": alone, "gla": {**alone, "mixer": {"name": "gla"}}}}
+    with pytest.raises(ValueError, match="arm 'gla': no block has a channel mixer"):
+        equalize(replace(study, vary=vary, reference="alone"))
+    layout = {"model.num_hidden_layers": 2, "model.layout": ["main", "alone"], "model.hidden_size": 32}
+    layout["model.blocks"] = {"main": whole, "alone": alone}
+    found = replace(study, base=with_values(study.base, layout), vary={"model.blocks.alone.mixer": vary_names()})
+    equalized = equalize(found)
+    assert set(equalized.solved["gla"]) == {"model.blocks.main.channel.expansion"}
+    sizes = {name: count_parameters(run) for name, run in equalized.runs.items()}
+    assert sizes["gla"] == pytest.approx(sizes["attention"], rel=TOLERANCE)
+    bare = replace(study, vary={"model.blocks.main.channel": {"glu": {"name": "glu"}, "none": None}}, reference="glu")
+    with pytest.raises(ValueError, match="arm 'none': no block has a channel mixer"):
+        equalize(bare)
+    assert equalize(replace(bare, equal="flops")).solved["none"]["budget.steps"] > 20
+
+
+def vary_names() -> dict[str, dict[str, str]]:
+    return {name: {"name": name} for name in ("attention", "gla")}
 
 
 @pytest.mark.parametrize(
