@@ -1,8 +1,9 @@
 """Checkpoints: safetensors and JSON, no pickle; a folder that is renamed into place once it is whole.
 
 ``checkpoints/00000120/`` holds model.safetensors, optimizer.safetensors and state.json, which is written last and names
-the hashes of the other two. Loading takes the newest checkpoint whose hashes hold; anything else is ignored, and
-removed by the next save.
+the hashes of the others. Where other weights are evaluated than are trained (a moving average, a schedule-free
+optimizer), evaluated.safetensors holds those. Loading takes the newest checkpoint whose hashes hold; anything else is
+ignored, and removed by the next save.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from paribus.optim.packing import pack_optimizer, unpack_optimizer
+
+from .average import Average, evaluated_weights
 from .files import read_json, sha256, sync_file, sync_folder, write_json
 
 _KEEP = 2
 _UNFINISHED = ".unfinished"
+_NEEDED = {"model.safetensors", "optimizer.safetensors"}
+_EVALUATED = "evaluated.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,24 @@ class Progress:
     """Rolling hash of all batches consumed."""
     journal_events: int = 0
     """Events in the journal by then; a checkpoint counts only beside a journal that has them."""
+    stability: dict[str, Any] = field(default_factory=dict)
+    """What has been seen of it, as JSON."""
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Average | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
     """Write a checkpoint of `progress.step` steps and remove all but the newest two.
+
+    Args:
+        optimizer: the bare one, in training mode.
+        average: the moving average of the weights, if there is one.
+        scaler: what scales the loss in fp16.
 
     Raises:
         OSError: it could not be written; the older checkpoints stay.
@@ -51,11 +72,22 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        packed, facts = pack_optimizer(model, optimizer)
         hashes = {
             "model.safetensors": _write(_model_tensors(model), temporary / "model.safetensors"),
-            "optimizer.safetensors": _write(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors"),
+            "optimizer.safetensors": _write(packed, temporary / "optimizer.safetensors"),
         }
-        write_json(temporary / "state.json", {**asdict(progress), "sha256": hashes, "torch_rng": _rng_state()})
+        with evaluated_weights(model, optimizer, average) as differ:
+            if differ:
+                hashes[_EVALUATED] = _write(_model_tensors(model), temporary / _EVALUATED)
+        state = {
+            **asdict(progress),
+            "sha256": hashes,
+            "optimizer": facts,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            **_generators(model),
+        }
+        write_json(temporary / "state.json", state)
         os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,26 +100,51 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, journal_events: float = math.inf
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    journal_events: float = math.inf,
+    average: Average | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
-    """Put the newest whole checkpoint into `model` and `optimizer`; step 0 and nothing changed when there is none.
+    """Go on from the newest whole checkpoint: all that `save_checkpoint` was given is as it was then.
 
     Args:
         journal_events: events that the journal still has; a checkpoint that needs more is passed over.
 
+    Returns:
+        Where the run stands; step 0, and nothing changed, when there is no such checkpoint.
+
+    Raises:
+        ValueError: the tensors are not those of `model` or `optimizer`: other code wrote them.
+    """
+    for path, state in _whole_checkpoints(folder):
+        if state["journal_events"] > journal_events:
+            continue
+        _load_model(path / "model.safetensors", model)
+        unpack_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
+        if average is not None:
+            average.load(load_file(path / _EVALUATED))
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        _set_generators(model, state)
+        return Progress(**{field.name: state[field.name] for field in fields(Progress)})
+    return Progress()
+
+
+def load_evaluated(folder: Path, model: nn.Module) -> int:
+    """Put the weights that are evaluated and published, of the newest whole checkpoint, into `model`.
+
+    Returns:
+        The steps of that checkpoint; 0, and nothing changed, when there is none.
+
     Raises:
         ValueError: the tensors are not those of `model`: other code wrote them.
     """
-    for path in _checkpoints(folder):
-        state = read_json(path / "state.json")
-        if not isinstance(state, dict) or not _is_whole(path, state) or state["journal_events"] > journal_events:
-            continue
-        _load_model(path, model)
-        if optimizer is not None:
-            _load_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
-            torch.set_rng_state(torch.tensor(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
-        return Progress(**{field.name: state[field.name] for field in fields(Progress)})
-    return Progress()
+    for path, state in _whole_checkpoints(folder):
+        _load_model(path / (_EVALUATED if _EVALUATED in state["sha256"] else "model.safetensors"), model)
+        return int(state["step"])
+    return 0
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -97,13 +154,20 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.name.isdigit()), reverse=True)
 
 
+def _whole_checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints whose hashes hold, newest first, and their state.json."""
+    for path in _checkpoints(folder):
+        state = read_json(path / "state.json")
+        if isinstance(state, dict) and _is_whole(path, state):
+            yield path, state
+
+
 def _is_whole(path: Path, state: dict[str, Any]) -> bool:
     hashes = state.get("sha256", {})
-    files = {"model.safetensors", "optimizer.safetensors"}
-    known = {"torch_rng", *(field.name for field in fields(Progress))}
+    known = {"torch_rng", "optimizer", "scaler", *(field.name for field in fields(Progress))}
     return (
         known <= state.keys()
-        and set(hashes) == files
+        and _NEEDED <= set(hashes) <= {*_NEEDED, _EVALUATED}
         and all((path / name).is_file() and sha256(path / name) == digest for name, digest in hashes.items())
     )
 
@@ -119,17 +183,13 @@ def _write(tensors: dict[str, Tensor], path: Path) -> str:
 
 
 def _load_model(path: Path, model: nn.Module) -> None:
-    tensors = load_file(path / "model.safetensors")
+    tensors = load_file(path)
     known = {name: tensor.shape for name, tensor in _model_tensors(model).items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != known:
         raise ValueError(
-            f"checkpoint '{path}' holds other tensors than this code's model; remove the run to train anew"
+            f"checkpoint '{path.parent}' holds other tensors than this code's model; remove the run to train anew"
         )
     model.load_state_dict(tensors, strict=False)  # tied weights are stored once
-
-
-def _rng_state() -> str:
-    return bytes(torch.get_rng_state().tolist()).hex()
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -143,18 +203,21 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State tensors as ``<parameter name>/<state key>``."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    return tensors
+def _generators(model: nn.Module) -> dict[str, str]:
+    """The states of the generators that training draws from, on the CPU and on the model's device."""
+    states = {"torch_rng": torch.get_rng_state()}
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        states["cuda_rng"] = torch.cuda.get_rng_state(device)
+    return {name: bytes(state.tolist()).hex() for name, state in states.items()}
 
 
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameter_name, _, key = name.rpartition("/")
-        parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+def _set_generators(model: nn.Module, state: dict[str, Any]) -> None:
+    torch.set_rng_state(_bytes(state["torch_rng"]))
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(_bytes(state["cuda_rng"]), device)
+
+
+def _bytes(digits: str) -> Tensor:
+    return torch.tensor(bytearray.fromhex(digits), dtype=torch.uint8)

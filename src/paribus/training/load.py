@@ -8,20 +8,20 @@ from typing import Any
 from paribus.data.tokenizers import load_tokenizer
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
-from .checkpoint import load_checkpoint
+from .checkpoint import load_evaluated
 from .folder import read_record
 from .model import build_model
 from .run import Run
 
 
 def load_run(folder: Path) -> tuple[Run, ParibusForCausalLM, Any]:
-    """The run in `folder`, its model with the newest weights, and its tokenizer.
+    """The run in `folder`, its model with the newest weights that it evaluates, and its tokenizer.
 
     Raises:
         ValueError: not a run, or one without a whole checkpoint.
     """
     run = Run.from_json(read_record(folder)["run"])
     model = build_model(run)
-    if load_checkpoint(folder / "checkpoints", model, None).step == 0:
+    if load_evaluated(folder / "checkpoints", model) == 0:
         raise ValueError(f"'{folder}' has no whole checkpoint yet")
     return run, model.eval(), load_tokenizer(run.data.tokenizer)

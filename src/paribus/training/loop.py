@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,20 @@ from paribus.data.batches import Batch, Batches
 from paribus.evaluation.cost import decoding_state_bytes, peak_memory_bytes
 from paribus.nn.backbone import parameter_count
 from paribus.nn.model_settings import read_model_config
+from paribus.optim.packing import optimizer_state_bytes
 
 from .checkpoint import save_checkpoint
 from .files import write_json
-from .folder import locked, open_record, read_result
+from .folder import open_record, read_result
 from .journal import JOURNAL, Journal, read_journal
 from .measure import UNMEASURED, Measure
 from .model import check_model
+from .ranks import alike, locked_by_one, of_main, seed_step, together
 from .run import Run
 from .setup import find_kernels, make_accelerator, set_up
 from .step import update
+from .trace import Trace, TracedSteps
+from .trackers import check_trackers, track, tracking
 from .trainer import Trainer
 
 CHECKPOINT_SECONDS = 20.0
@@ -53,6 +57,8 @@ def train(
     *,
     watch: Callable[[Tick], None] = lambda tick: None,
     accept_stale: bool = False,
+    trace: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `run` in `folder`, or continue it, or return its result when it is finished.
 
@@ -60,6 +66,8 @@ def train(
         cache: where prepared corpora lie.
         watch: called after each logged step.
         accept_stale: continue or return a run although the library's code changed since it began.
+        trace: steps to profile, such as "10-15"; see `paribus.training.trace`. It changes no number.
+        trackers: names of experiment trackers to log to as well, as Accelerate knows them, such as "tensorboard".
 
     Returns:
         The content of result.json; ``status`` is "finished" or "diverged".
@@ -69,20 +77,41 @@ def train(
             run in progress elsewhere.
         OSError: the disk is full or fails; what was written before stays whole.
     """
-    check_model(run)
-    batches = Batches(run.data, cache)
-    _check_tokenizer(run, batches)
-    accelerator = make_accelerator(run)
-    kernels = find_kernels(run)
-    with locked(folder):  # only now: what was refused leaves no folder
-        open_record(folder, run, batches.manifests(), accept_stale)
-        result = read_result(folder)
-        if result is None or result["journal_events"] > len(read_journal(folder / JOURNAL)):
+    with alike():
+        check_model(run)
+        check_trackers(trackers)
+        steps = None if trace is None else TracedSteps.parse(trace)
+        accelerator = make_accelerator(run, trackers, folder)
+    with together(accelerator):
+        batches = Batches(run.data, cache)
+        _check_tokenizer(run, batches)
+        kernels = find_kernels(run)
+    with locked_by_one(accelerator, folder):  # only now: what was refused leaves no folder
+        with together(accelerator):
+            if accelerator.is_main_process:
+                open_record(folder, run, batches.manifests(), accept_stale, accelerator.num_processes)
+        result = of_main(accelerator, _whole_result(folder))
+        if result is not None and steps is not None:
+            with alike():
+                raise ValueError(f"trace is '{trace}'; this run is finished, all {result['step']} steps are done")
+        if result is None:
             torch.set_num_threads(run.threads)
             trainer = set_up(run, accelerator, kernels, batches, folder)
-            result = _loop(trainer, folder, Measure(run, cache), watch)
-            write_json(folder / "result.json", result)
+            if steps is not None:
+                steps.check(trainer.progress.step, trainer.total_steps)
+            with tracking(accelerator, run):
+                result = _loop(trainer, folder, Measure(run, cache), watch, Trace(steps, folder, accelerator))
+            with together(accelerator):
+                if accelerator.is_main_process:
+                    write_json(folder / "result.json", result)
         return result
+
+
+def _whole_result(folder: Path) -> dict[str, Any] | None:
+    """result.json, if the journal beside it is whole."""
+    result = read_result(folder)
+    whole = result is not None and result["journal_events"] <= len(read_journal(folder / JOURNAL))
+    return result if whole else None
 
 
 def _check_tokenizer(run: Run, batches: Batches) -> None:
@@ -93,26 +122,32 @@ def _check_tokenizer(run: Run, batches: Batches) -> None:
         )
 
 
-def _loop(trainer: Trainer, folder: Path, measure: Measure, watch: Callable[[Tick], None]) -> dict[str, Any]:
+def _loop(
+    trainer: Trainer, folder: Path, measure: Measure, watch: Callable[[Tick], None], trace: Trace
+) -> dict[str, Any]:
     total, divergence = trainer.total_steps, None
-    journal = Journal(folder / JOURNAL, trainer.progress.journal_events)
+    accelerator = trainer.accelerator
+    journal = Journal(folder / JOURNAL if accelerator.is_main_process else None, trainer.progress.journal_events)
     saved_at = time.perf_counter()
     try:
         while trainer.progress.step < total and divergence is None:
+            trace.before(trainer.progress.step + 1)
             divergence = _advance(trainer, journal, measure, watch)
-            finished = trainer.progress.step == total
-            if divergence is None and (finished or time.perf_counter() - saved_at > CHECKPOINT_SECONDS):
+            trace.after(trainer.progress.step)
+            due = trainer.progress.step == total or time.perf_counter() - saved_at > CHECKPOINT_SECONDS
+            if divergence is None and of_main(accelerator, due):
                 _save(trainer, journal, folder)
                 saved_at = time.perf_counter()
         result = _result(trainer, measure, divergence)
         if result["divergence"] is not None:
-            journal.write("diverged", trainer.progress.step, **_spent(trainer), divergence=result["divergence"])
+            _tell(trainer, journal, "diverged", divergence=result["divergence"])
         return {**result, "journal_events": journal.num_events}
     except OSError as problem:
         if problem.strerror and not problem.filename:
             problem.filename = str(folder)  # a full disk does not say where
         raise
     finally:
+        trace.stop()
         journal.close()
 
 
@@ -120,20 +155,33 @@ def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callab
     """One step, and what is logged and measured after it; returns what diverged."""
     begin = time.perf_counter()
     batch = trainer.batches.batch(trainer.progress.step)
-    loss, gradient_norm, lr = update(trainer, batch)
+    seed_step(trainer.accelerator, trainer.run.seed, trainer.progress.step)
+    step, total = trainer.progress.step + 1, trainer.total_steps
+    logged = step % max(1, total // _LOGGED_STEPS) == 0 or step == total
+    change = update(trainer, batch, observe=logged)
     seconds = time.perf_counter() - begin
     _count(trainer, batch, seconds)
-    step, total = trainer.progress.step, trainer.total_steps
-    divergence = _not_finite(step, loss=loss, gradient_norm=gradient_norm)
-    if divergence is None and (step % max(1, total // _LOGGED_STEPS) == 0 or step == total):
-        journal.write("train", step, **_spent(trainer), loss=loss, gradient_norm=gradient_norm, lr=lr)
-        watch(Tick(step, total, loss, trainer.tokens_per_step / seconds))
+    divergence = _not_finite(step, **change.must_be_finite)
+    if divergence is None:
+        trainer.stability.record(step, change.loss, change.gradient_norm, change.skipped, change.observed)
+    if divergence is None and logged:
+        _tell(trainer, journal, "train", **change.facts)
+        with together(trainer.accelerator):
+            watch(Tick(step, total, change.loss, trainer.tokens_per_step / seconds))
     if divergence is None and step in _evaluated_steps(total, trainer.run.evaluation.points):
-        bits = measure.validation(trainer.bare_model)
+        with trainer.evaluated_weights():
+            bits = measure.validation(trainer.bare_model)
         divergence = _not_finite(step, bits_per_byte=bits)
         if divergence is None:
-            journal.write("evaluate", step, **_spent(trainer), bits_per_byte=bits)
+            _tell(trainer, journal, "evaluate", bits_per_byte=bits)
     return divergence
+
+
+def _tell(trainer: Trainer, journal: Journal, event: str, **facts: Any) -> None:
+    """An event of the present step, to the journal and to the trackers."""
+    with together(trainer.accelerator):
+        journal.write(event, trainer.progress.step, **_spent(trainer), **facts)
+        track(trainer.accelerator, trainer.progress.step, facts)
 
 
 def _evaluated_steps(total_steps: int, points: int) -> set[int]:
@@ -142,9 +190,14 @@ def _evaluated_steps(total_steps: int, points: int) -> set[int]:
 
 
 def _save(trainer: Trainer, journal: Journal, folder: Path) -> None:
-    journal.sync()
-    trainer.progress = replace(trainer.progress, journal_events=journal.num_events)
-    save_checkpoint(folder / "checkpoints", trainer.bare_model, trainer.optimizer.optimizer, trainer.progress)
+    model, optimizer, scaler = trainer.bare_model, trainer.optimizer.optimizer, trainer.accelerator.scaler
+    trainer.progress = replace(
+        trainer.progress, journal_events=journal.num_events, stability=trainer.stability.to_json()
+    )
+    with together(trainer.accelerator):
+        if trainer.accelerator.is_main_process:
+            journal.sync()
+            save_checkpoint(folder / "checkpoints", model, optimizer, trainer.progress, trainer.average, scaler)
 
 
 def _count(trainer: Trainer, batch: Batch, seconds: float) -> None:
@@ -177,7 +230,8 @@ def _spent(trainer: Trainer) -> dict[str, Any]:
 
 def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[str, Any]:
     spent, model, step = _spent(trainer), trainer.bare_model, trainer.progress.step
-    quality = UNMEASURED if divergence is not None else measure.quality(model)
+    with trainer.evaluated_weights():
+        quality = UNMEASURED if divergence is not None else measure.quality(model)
     scores = quality["bits_per_byte"] or {}
     divergence = divergence or _not_finite(step, **{f"{split}_bits_per_byte": bits for split, bits in scores.items()})
     return {
@@ -192,6 +246,8 @@ def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[
         "peak_memory_bytes": peak_memory_bytes(trainer.run.device),
         "parameters": parameter_count(model),
         "state_bytes": decoding_state_bytes(model),
+        "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer.optimizer),
+        "stability": trainer.stability.result(None if divergence is None else step),
         "documents_sha256": measure.documents_sha256,
         **(quality if divergence is None else UNMEASURED),
     }

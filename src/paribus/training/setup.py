@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,20 +16,22 @@ from paribus.evaluation.cost import reset_peak_memory, training_flops_per_token
 from paribus.nn.kernels.choice import Implementation
 from paribus.optim.optimizer import make_optimizer
 
+from .average import Average
 from .checkpoint import load_checkpoint
 from .files import read_json, write_json
 from .journal import JOURNAL, read_journal
 from .model import build_model
 from .ranks import check_equal, of_main, together
 from .run import Run
+from .stability import Observer, Stability
 from .step import forward_and_backward
 from .trainer import Trainer
 
 _CALIBRATION_STEPS = 8
 
 
-def make_accelerator(run: Run) -> Accelerator:
-    """The engine of this process for `run`.
+def make_accelerator(run: Run, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """The engine of this process for `run`; what `trackers` keep on this machine lies in the run's `folder`.
 
     Raises:
         ValueError: the machine lacks the device.
@@ -36,7 +39,12 @@ def make_accelerator(run: Run) -> Accelerator:
     # One process trains many runs, each with a device and precision of its own; the state is the process's.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = "no" if run.precision == "fp32" else run.precision
-    accelerator = Accelerator(cpu=run.device == "cpu", mixed_precision=precision)
+    accelerator = Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=folder / "trackers",
+    )
     if accelerator.device.type != run.device:
         raise ValueError(f"run: device is '{run.device}'; this machine offers '{accelerator.device.type}'")
     return accelerator
@@ -67,10 +75,26 @@ def set_up(
     model.train().to(accelerator.device)
     flops_per_token = training_flops_per_token(model, run.data.sequence_length)
     optimizer = make_optimizer(run.optimizer, model)
-    progress = load_checkpoint(folder / "checkpoints", model, optimizer, len(read_journal(folder / JOURNAL)))
+    average = Average(model, run.ema_decay) if run.ema_decay else None
+    events = len(read_journal(folder / JOURNAL))
+    progress = load_checkpoint(folder / "checkpoints", model, optimizer, events, average, accelerator.scaler)
     check_equal(accelerator, progress.step, "checkpoints")
-    model, optimizer = accelerator.prepare(model, optimizer)
-    trainer = Trainer(run, accelerator, batches, model, optimizer, kernels, 0, flops_per_token, progress)
+    observer = Observer(model)  # its hooks come before the engine compiles the model
+    # The optimizer's state is where it belongs, and moving it would round what is not of its parameter's type.
+    model, optimizer = accelerator.prepare(model, optimizer, device_placement=[True, False])
+    trainer = Trainer(
+        run,
+        accelerator,
+        batches,
+        model,
+        optimizer,
+        kernels,
+        observer,
+        average,
+        flops_per_token=flops_per_token,
+        progress=progress,
+        stability=Stability(**progress.stability),
+    )
     trainer.total_steps = _solve_steps(trainer, folder)
     return trainer
 

@@ -1,45 +1,146 @@
-"""One update of the weights: forward, backward, clipping, optimizer."""
+"""One update of the weights: forward and backward, piece by piece, clipping, optimizer, moving average."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from paribus.data.batches import Batch
 from paribus.nn.kernels.choice import using
+from paribus.nn.loss import IGNORE
+from paribus.optim.clipping import clip_adaptively
+from paribus.optim.optimizer import set_learning_rate
 
 from .trainer import Trainer
 
 
-def update(trainer: Trainer, batch: Batch) -> tuple[float, float, float]:
-    """One update; returns loss, gradient norm before clipping, and learning rate."""
-    run = trainer.run
-    lr = run.optimizer.lr * run.schedule.factor(trainer.progress.step, trainer.total_steps, trainer.tokens_per_step)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = lr
-    loss = forward_and_backward(trainer, batch)
-    limit = run.optimizer.clip_norm or math.inf
-    norm = trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), limit)
+@dataclass(frozen=True)
+class Update:
+    """What one update was made of."""
+
+    losses: dict[str, float]
+    """The parts of what was minimised, weighted, over the whole batch; cross_entropy is always there."""
+    gradient_norm: float
+    """Over all parameters, before any clipping."""
+    lr: float
+    skipped: bool
+    """Whether the weights stayed as they were because a gradient overflowed in fp16, and a smaller scale may help."""
+    observed: dict[str, Any]
+    """What the observer saw; empty on steps that are not looked at."""
+
+    @property
+    def loss(self) -> float:
+        """Cross entropy of the whole batch, in nats a token."""
+        return self.losses["cross_entropy"]
+
+    @property
+    def must_be_finite(self) -> dict[str, float]:
+        """What ends the run when it is not a finite number, by what it is called."""
+        others = {name: value for name, value in self.losses.items() if name != "cross_entropy"}
+        norm = {} if self.skipped else {"gradient_norm": self.gradient_norm}
+        return {"loss": self.loss, **others, **norm}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the journal keeps of it: JSON."""
+        return {
+            "loss": self.loss,
+            **({"losses": self.losses} if len(self.losses) > 1 else {}),
+            "gradient_norm": None if self.skipped else self.gradient_norm,
+            "lr": self.lr,
+            **self.observed,
+        }
+
+
+def update(trainer: Trainer, batch: Batch, *, observe: bool = False) -> Update:
+    """One update by `batch`; with `observe`, activations and the way of the weights are looked at."""
+    run, step, observer = trainer.run, trainer.progress.step, trainer.observer
+    lr = run.optimizer.lr * run.schedule.factor(step, trainer.total_steps, trainer.tokens_per_step)
+    set_learning_rate(trainer.optimizer, lr)
+    observer.wanted = observe
+    losses = forward_and_backward(trainer, batch)
+    observer.wanted = False
+    norm = _clip(trainer)
+    if observe:
+        observer.keep_weights()
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
-    return loss.item(), float(norm), lr
-
-
-def forward_and_backward(trainer: Trainer, batch: Batch) -> Tensor:
-    """The loss of `batch`, and its gradients, by the kernels that the run has chosen."""
-    with using(trainer.kernels):
-        loss = _loss(trainer, batch)
-        trainer.accelerator.backward(loss)
-    return loss
-
-
-def _loss(trainer: Trainer, batch: Batch) -> Tensor:
-    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    mine = slice(rank, None, world)
-    tokens = batch.tokens[mine].to(trainer.accelerator.device)
-    segments = None if batch.segments is None else batch.segments[mine, :-1].to(tokens.device)
-    output = trainer.model(
-        input_ids=tokens[:, :-1], shift_labels=tokens[:, 1:], attention_mask=segments, return_logits=False
+    if trainer.average is not None:
+        trainer.average.update(trainer.bare_model, step + 1)
+    scaler = trainer.accelerator.scaler
+    return Update(
+        losses=_values(trainer, losses),
+        gradient_norm=norm,
+        lr=lr,
+        skipped=scaler is not None and trainer.optimizer.step_was_skipped and scaler.get_scale() >= 1,
+        observed=observer.facts() if observe else {},
     )
-    return output.loss
+
+
+def forward_and_backward(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+    """The gradients of the mean loss over all targets of `batch`, by the kernels that the run has chosen.
+
+    A piece counts by its share of the batch's targets, so that cross entropy and z-loss are those of the whole batch
+    however it is cut. Other losses are means of the same weights over what each piece says.
+
+    Returns:
+        The parts of the loss, of this process's share times the number of processes.
+    """
+    totals: dict[str, Tensor] = {}
+    pieces = list(_pieces(trainer, batch))
+    for number, (inputs, share) in enumerate(pieces, start=1):
+        last = number == len(pieces)
+        engine = trainer.accelerator
+        with contextlib.nullcontext() if last else engine.no_sync(trainer.model), using(trainer.kernels):
+            output = trainer.model(**inputs, return_logits=False, z_loss=trainer.run.z_loss)
+            engine.backward(output.loss * share)
+        for name, value in output.losses.items():
+            totals[name] = totals.get(name, 0.0) + value.detach() * share
+    return totals
+
+
+def _pieces(trainer: Trainer, batch: Batch) -> Iterator[tuple[dict[str, Tensor | None], float]]:
+    """What the model is given of this process's rows, piece by piece, and how much each counts.
+
+    The engine takes the mean over processes, so a piece that has a share s of the targets counts s times their number.
+    """
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    device, segments = trainer.accelerator.device, batch.segments
+    targets = batch.tokens[:, 1:]
+    if segments is not None:  # padding (0) neither is a target nor has one
+        targets = targets.masked_fill((segments[:, :-1] == 0) | (segments[:, 1:] == 0), IGNORE)
+    num_targets = max(1, int((targets != IGNORE).sum()))
+    rows = torch.arange(rank, len(targets), world)
+    for piece in rows.chunk(trainer.run.accumulation):
+        inputs = {
+            "input_ids": batch.tokens[piece, :-1].to(device),
+            "shift_labels": targets[piece].to(device),
+            "attention_mask": None if segments is None else segments[piece, :-1].to(device),
+        }
+        yield inputs, int((targets[piece] != IGNORE).sum()) * world / num_targets
+
+
+def _clip(trainer: Trainer) -> float:
+    """Clip adaptively, then by the global norm, as the run says; returns the global norm before both."""
+    optimizer, engine = trainer.run.optimizer, trainer.accelerator
+    parameters = list(trainer.model.parameters())
+    limit = optimizer.clip_norm or math.inf
+    if not optimizer.clip_adaptive:
+        return float(engine.clip_grad_norm_(parameters, limit))
+    engine.unscale_gradients()
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    clip_adaptively(parameters, optimizer.clip_adaptive, optimizer.clip_scope)
+    nn.utils.clip_grad_norm_(parameters, limit)  # not the engine's, which would unscale again
+    return float(norm)
+
+
+def _values(trainer: Trainer, losses: dict[str, Tensor]) -> dict[str, float]:
+    """The parts as numbers, of all processes together."""
+    values = trainer.accelerator.reduce(torch.stack(list(losses.values())), "mean").tolist()
+    return dict(zip(losses, values, strict=True))

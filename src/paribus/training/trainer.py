@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,10 @@ from paribus.data.batches import Batches
 from paribus.nn.kernels.choice import Implementation
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
+from .average import Average, evaluated_weights
 from .checkpoint import Progress
 from .run import Run
+from .stability import Observer, Stability
 
 
 @dataclass
@@ -26,16 +29,24 @@ class Trainer:
     optimizer: Any
     kernels: Implementation | None
     """Who computes the gated kernels in training steps; None is torch."""
+    observer: Observer
+    average: Average | None = None
+    """The moving average of the weights, if the run keeps one."""
     total_steps: int = 0
     flops_per_token: float = 0.0
     progress: Progress = field(default_factory=Progress)
+    stability: Stability = field(default_factory=Stability)
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one batch."""
         return self.run.data.batch_size * self.run.data.sequence_length
 
+    def evaluated_weights(self) -> AbstractContextManager[bool]:
+        """Have in the model, for as long as the context lasts, the weights that are evaluated and published."""
+        return evaluated_weights(self.bare_model, self.optimizer.optimizer, self.average)
+
     @property
     def bare_model(self) -> ParibusForCausalLM:
-        """The model without what the engine wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
+        """The model without what the engine wraps around it, compilation included."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from torch import Tensor
 
 from paribus.nn.kernels import fla
@@ -48,7 +49,7 @@ def test_a_missing_package_leaves_no_folder(
 ) -> None:
     monkeypatch.setattr(fla, "_missing", ImportError("No module named 'fla'"))
     run = small.run(text)
-    monkeypatch.setattr(loop, "_accelerator", lambda _: loop.Accelerator(cpu=True))
+    monkeypatch.setattr(loop, "make_accelerator", lambda *_: Accelerator(cpu=True))
     wanted = dataclasses.replace(run, device="cuda", kernels="fla")
     with pytest.raises(ValueError, match="needs the package flash-linear-attention"):
         train(wanted, tmp_path / "run", cache)
@@ -67,7 +68,7 @@ def test_training_steps_use_them_and_measurements_do_not(
         return partial(recurrence, algorithm="reference")(*arguments, **options)  # type: ignore[arg-type]
 
     chosen = Implementation("counted", counted, delta)
-    monkeypatch.setattr(loop, "_kernels", lambda _: chosen)
+    monkeypatch.setattr(loop, "find_kernels", lambda _: chosen)
     found = train(run, tmp_path / "chosen", cache)
     assert used == [run.data.batch_size] * 4, "one layer, four steps, nothing else"
     assert found["bits_per_byte"]["test"] == pytest.approx(expected["bits_per_byte"]["test"], abs=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paribus.data.batches import Batches
-from paribus.training import loop
+from paribus.training import loop, setup
 from paribus.training.journal import JOURNAL, read_journal
 from paribus.training.load import load_run
 from paribus.training.loop import Tick, train
@@ -70,7 +70,7 @@ def test_a_budget_in_seconds_is_solved_once(
     steps = with_values(run, {"budget.steps": result["total_steps"]})
     assert lasting(train(steps, tmp_path / "steps", cache)) == lasting(result)
     assert same_weights(tmp_path / "timed", tmp_path / "steps"), "timing changed nothing"
-    monkeypatch.setattr(loop, "_seconds_per_step", lambda trainer: pytest.fail("timed again"))
+    monkeypatch.setattr(setup, "_seconds_per_step", lambda trainer: pytest.fail("timed again"))
     (tmp_path / "timed" / "result.json").unlink()
     assert lasting(train(run, tmp_path / "timed", cache)) == lasting(result)
     assert (tmp_path / "timed" / "budget.json").read_text() == recorded
