@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from paribus.nn.settings import nearest
 from .registry import OPTIMIZERS
 from .roles import ROLES, RoleName, parameter_roles
 
-_RESERVED = {"params", "lr", "weight_decay", "maximize", "model"}
+_RESERVED = {"params", "lr", "weight_decay", "maximize", "kwargs"}
 _DECAYED: tuple[RoleName, ...] = ("matrix", "head")
 
 
@@ -73,31 +74,44 @@ class Optimizer:
         for role in self.roles:
             if role not in ROLES:
                 raise ValueError(f"optimizer: unknown role '{role}'; {nearest(role, ROLES)}")
+            if OPTIMIZERS[self.name].one_lr and self.roles[role].lr != 1:
+                raise ValueError(
+                    f"optimizer: roles: {role}: lr is {self.roles[role].lr}; '{self.name}' has one for all"
+                )
         if self.settings:
             _check_settings(self)
 
 
 def make_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `settings` over the parameters of `model`, one group for each role.
+    """The optimizer of `settings` over the trained parameters of `model`, one group for each role.
 
     Each group knows its "role" and its "lr_factor".
     """
     roles = parameter_roles(model)
-    parameters = dict(model.named_parameters())
-    groups = []
-    for role in ROLES:
-        found = [parameter for name, parameter in parameters.items() if roles[name] == role]
-        if found:
-            groups.append({"params": found, **_group_settings(settings, role)})
-    cls, entry = _class_of(settings.name), OPTIMIZERS[settings.name]
-    optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **{**entry.settings, **settings.settings})
-    return optimizer
+    members: dict[RoleName, list[nn.Parameter]] = {role: [] for role in ROLES}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[roles[name]].append(parameter)
+    return _construct(settings, members)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group `lr` times its own factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
+
+
+def _construct(settings: Optimizer, members: Mapping[RoleName, list[nn.Parameter]]) -> torch.optim.Optimizer:
+    cls, entry = _class_of(settings.name), OPTIMIZERS[settings.name]
+    groups = [{"params": found, **_group_settings(settings, role)} for role, found in members.items() if found]
+    decoupled = {key: True for key in ("weight_decouple", "decoupled_weight_decay") if key in _settings_of(cls)}
+    chosen: dict[str, Any] = {**decoupled, **entry.settings, **settings.settings}
+    chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
+    try:
+        optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **chosen)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"optimizer '{settings.name}': settings {settings.settings}: {problem}") from None
+    return optimizer
 
 
 def _group_settings(settings: Optimizer, role: RoleName) -> dict[str, Any]:
@@ -108,14 +122,21 @@ def _group_settings(settings: Optimizer, role: RoleName) -> dict[str, Any]:
         "lr_factor": own.lr,
         "lr": settings.lr * own.lr,
         "weight_decay": decay if own.weight_decay is None else own.weight_decay,
+        "use_muon": role == "matrix",  # read by optimizers that orthogonalise matrices and leave the rest to AdamW
     }
 
 
 def _check_settings(settings: Optimizer) -> None:
-    known = set(inspect.signature(_class_of(settings.name)).parameters) - _RESERVED - {"kwargs"}
+    """Names against the class's signature, values by making one."""
+    known = _settings_of(_class_of(settings.name))
     for key in settings.settings:
         if key not in known:
             raise ValueError(f"optimizer '{settings.name}': unknown setting '{key}'; {nearest(key, known)}")
+    _construct(settings, {"matrix": [nn.Parameter(torch.zeros(2, 2))]})
+
+
+def _settings_of(cls: type[Any]) -> set[str]:
+    return set(inspect.signature(cls).parameters) - _RESERVED
 
 
 def _class_of(name: str) -> type[Any]:

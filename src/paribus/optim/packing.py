@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-_INTERNAL = {"state", "param_groups", "defaults"}
+_KNOWN_ATTRIBUTES = {"state", "param_groups", "defaults"}
+_LIBRARY = "pytorch_optimizer."
+"""Whose small objects (a preconditioner with its statistics) are taken apart and put together again."""
 
 
 def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State tensors by names without meaning, and everything else as JSON that refers to them.
+    """Tensors under numbers, and everything else as JSON that refers to them.
 
-    The tensors share memory with the optimizer where they can; write them before its next step.
+    The tensors share memory with the optimizer where they can; write them before its next step. numpy's generator,
+    from which some optimizers draw, is part of it; torch's is not.
 
     Raises:
-        TypeError: the optimizer keeps something that is neither a tensor, a number, a string nor a nest of those.
+        TypeError: the optimizer keeps something that JSON and tensors cannot hold.
     """
     packer = _Packer()
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    state = dict(optimizer.state)
+    shared = {key: state.pop(key) for key in list(state) if isinstance(key, str)}
     facts = {
-        "state": {names[parameter]: packer.pack(state) for parameter, state in optimizer.state.items()},
+        "parameters": {names[parameter]: packer.pack(value) for parameter, value in state.items()},
+        "shared": packer.pack(shared),
         "groups": [packer.pack(_remembered(group)) for group in optimizer.param_groups],
         "attributes": packer.pack(_attributes(optimizer)),
+        "numpy": _numpy_state(),
     }
     return packer.tensors, facts
 
@@ -40,19 +49,19 @@ def unpack_optimizer(
         ValueError: what was packed is of other parameters or another optimizer.
     """
     parameters = dict(model.named_parameters())
-    strange = facts["state"].keys() - parameters.keys()
+    strange = sorted(facts["parameters"].keys() - parameters.keys())
     if strange or len(facts["groups"]) != len(optimizer.param_groups):
-        raise ValueError(
-            f"the optimizer's checkpoint is not of this model and optimizer: {sorted(strange) or 'groups'}"
-        )
-    device = next(iter(parameters.values())).device
-    unpacker = _Unpacker(tensors, device)
-    for name, state in facts["state"].items():
+        found = f"parameter '{strange[0]}'" if strange else f"{len(facts['groups'])} groups"
+        raise ValueError(f"optimizer: its checkpoint has {found}, which this code's model or optimizer has not")
+    unpacker = _Unpacker(tensors, next(iter(parameters.values())).device)
+    for name, state in facts["parameters"].items():
         optimizer.state[parameters[name]] = unpacker.unpack(state)
+    shared: dict[Any, Any] = unpacker.unpack(facts["shared"])
+    optimizer.state.update(shared)
     for group, values in zip(optimizer.param_groups, facts["groups"], strict=True):
         group.update(unpacker.unpack(values))
-    for name, value in unpacker.unpack(facts["attributes"]).items():
-        setattr(optimizer, name, value)
+    vars(optimizer).update(unpacker.unpack(facts["attributes"]))
+    numpy.random.set_state(tuple(facts["numpy"]))
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -61,8 +70,13 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum({id(tensor): tensor.nbytes for tensor in _tensors(held)}.values())
 
 
+def _numpy_state() -> list[Any]:
+    algorithm, keys, *rest = numpy.random.get_state(legacy=True)
+    return [algorithm, [int(key) for key in keys], *rest]
+
+
 def _remembered(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a group that may change while training; parameters, functions and types are settings."""
+    """The entries of a group that training may change; parameters, functions and types are settings."""
     return {
         key: value
         for key, value in group.items()
@@ -71,12 +85,16 @@ def _remembered(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the optimizer remembers outside of its state and groups, such as whether it is in training mode."""
+    """What an optimizer remembers outside of its state and groups, such as how many steps it took."""
     return {
         key: value
         for key, value in vars(optimizer).items()
-        if key not in _INTERNAL and not key.startswith("_") and isinstance(value, bool | int | float | Tensor)
+        if key not in _KNOWN_ATTRIBUTES and not key.startswith("_") and isinstance(value, bool | int | float | Tensor)
     }
+
+
+def _is_object(value: Any) -> bool:
+    return type(value).__module__.startswith(_LIBRARY)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -88,10 +106,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple | deque):
         for item in value:
             yield from _tensors(item)
+    elif _is_object(value):
+        yield from _tensors(vars(value))
 
 
 class _Packer:
-    """Turns nests into JSON; a tensor that is met twice is kept once, as it is one tensor after unpacking too."""
+    """Turns nests into JSON; a tensor that is met twice is kept once, and is one tensor again after unpacking."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -112,7 +132,10 @@ class _Packer:
             return {"deque": [self.pack(item) for item in value], "longest": value.maxlen}
         if isinstance(value, list | tuple):
             return {"tuple" if isinstance(value, tuple) else "list": [self.pack(item) for item in value]}
-        raise TypeError(f"the optimizer keeps {type(value).__name__} {value!r}, which a checkpoint cannot hold")
+        if _is_object(value):
+            cls = type(value)
+            return {"object": f"{cls.__module__}:{cls.__qualname__}", "holds": self.pack(vars(value))}
+        raise TypeError(f"optimizer: it keeps a {type(value).__name__}, which a checkpoint cannot hold: {value!r}")
 
     def _pack_tensor(self, tensor: Tensor) -> dict[str, Any]:
         """Axes are stored by falling stride and put back later: products round by how their factors lie in memory."""
@@ -144,8 +167,19 @@ class _Unpacker:
             return deque((self.unpack(item) for item in value["deque"]), maxlen=value["longest"])
         if "float" in value:
             return float(value["float"])
+        if "object" in value:
+            return self._unpack_object(value)
         kind = tuple if "tuple" in value else list
-        return kind(self.unpack(item) for item in next(iter(value.values())))
+        return kind(self.unpack(item) for item in value[kind.__name__])
+
+    def _unpack_object(self, value: Mapping[str, Any]) -> Any:
+        module, _, name = value["object"].partition(":")
+        if not module.startswith(_LIBRARY):
+            raise ValueError(f"optimizer: its checkpoint has an object of {module}; only {_LIBRARY}* is allowed")
+        cls = getattr(importlib.import_module(module), name)
+        made = cls.__new__(cls)
+        vars(made).update(self.unpack(value["holds"]))
+        return made
 
     def _unpack_tensor(self, value: Mapping[str, Any]) -> Tensor:
         device = "cpu" if value["device"] == "cpu" else self.device
