@@ -12,7 +12,21 @@ from typing import NoReturn
 
 from paribus.benchmarks.command import add_benchmarks, bench, positive
 
-KINDS = ("mixers", "channels", "residuals", "hybrids", "decays", "features", "norms", "initializations", "corpora")
+KINDS = (
+    "mixers",
+    "channels",
+    "residuals",
+    "hybrids",
+    "decays",
+    "features",
+    "positions",
+    "norms",
+    "initializations",
+    "optimizers",
+    "schedules",
+    "corpora",
+    "settings",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, RuntimeError) as problem:
-        print(f"paribus: {_one_line(problem)}", file=sys.stderr)
+        if type(problem).__name__ != "FailedElsewhere":  # of several processes that train one run, one says why
+            print(f"paribus: {_one_line(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nparibus: interrupted; call the same command again to continue", file=sys.stderr)
@@ -67,7 +82,7 @@ def _add_components(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add.set_defaults(verb=_list)
 
     add = verbs.add_parser("show", help="equation, defaults and measured cost of one component")
-    add.add_argument("kind", choices=("mixer", "channel"))
+    add.add_argument("kind", choices=("mixer", "channel", "residual"))
     add.add_argument("name", help="a name, or the path of your own .py file")
     add.add_argument("--width", type=positive, default=256, metavar="D")
     add.add_argument("--length", type=positive, default=1024, metavar="T")
@@ -83,6 +98,10 @@ def _add_training(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add = verbs.add_parser("run", help="one training, resumable")
     add.add_argument("run", type=Path, metavar="RUN.json")
     add.add_argument("overrides", nargs="*", metavar="path=value", help="such as optimizer.lr=1e-3")
+    add.add_argument("--trace", metavar="FIRST-LAST", help="profile these steps into the run's folder, such as 10-15")
+    add.add_argument(
+        "--track", action="append", default=[], metavar="NAME", help="log to a tracker, such as tensorboard"
+    )
     _add_places(add)
     add.set_defaults(verb=_run)
 
@@ -149,8 +168,10 @@ def _list(options: argparse.Namespace) -> None:
 
     for kind in (options.kind,) if options.kind else KINDS:
         print(f"{kind}:")
-        for name, summary in list_components(kind):
-            print(f"  {name:<24} {summary}")
+        components = list(list_components(kind))
+        width = max(24, *(len(name) for name, _ in components))
+        for name, summary in components:
+            print(f"  {name:<{width}} {summary}")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -175,14 +196,28 @@ def _run(options: argparse.Namespace) -> None:
     from paribus.studies.progress import RunProgress
     from paribus.training.folder import find_run, refuse_other_settings
     from paribus.training.loop import train
+    from paribus.training.ranks import alike, is_main, leave
     from paribus.training.run import parse_override, read_run, with_values
 
-    run = with_values(read_run(options.run), dict(parse_override(text) for text in options.overrides))
-    refuse_other_settings(options.root, run)
-    folder = find_run(options.root, run)
-    with RunProgress(Console(), run.name) as progress:
-        result = train(run, folder, cache_folder(), watch=progress.watch, accept_stale=options.accept_stale)
-    print(f"{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
+    with alike():
+        run = with_values(read_run(options.run), dict(parse_override(text) for text in options.overrides))
+        refuse_other_settings(options.root, run)
+        folder = find_run(options.root, run)
+    try:
+        with RunProgress(Console(quiet=not is_main()), run.name) as progress:
+            result = train(
+                run,
+                folder,
+                cache_folder(),
+                watch=progress.watch,
+                accept_stale=options.accept_stale,
+                trace=options.trace,
+                trackers=options.track,
+            )
+    finally:
+        leave()
+    if is_main():
+        print(f"{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -263,3 +298,7 @@ def _runs_remove(options: argparse.Namespace) -> None:
 def _quality(result: dict[str, object]) -> str:
     quality = result["bits_per_byte"]
     return f"{quality['test']:.4f} bits per byte (test)" if isinstance(quality, dict) else str(result["divergence"])
+
+
+if __name__ == "__main__":  # what launchers of several processes start: -m paribus.cli
+    sys.exit(main())

@@ -63,8 +63,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and "status" in result else None
 
 
-def open_record(folder: Path, run: Run, manifests: dict[str, Any], accept_stale: bool) -> dict[str, Any]:
+def open_record(
+    folder: Path, run: Run, manifests: dict[str, Any], accept_stale: bool, num_processes: int = 1
+) -> dict[str, Any]:
     """The run.json of `folder`, written now if the run is new.
+
+    Args:
+        num_processes: how many train it from here on; all numbers that a run has seen are in its environment.
 
     Raises:
         ValueError: the folder was begun by other code or on other data, and may not be continued silently.
@@ -75,7 +80,7 @@ def open_record(folder: Path, run: Run, manifests: dict[str, Any], accept_stale:
             "run": run.to_json(),
             "fingerprint": run.fingerprint(),
             "sources": source_hashes(run),
-            "environment": environment(),
+            "environment": {**environment(), "processes": [num_processes]},
             "manifests": manifests,
         }
         write_json(folder / "run.json", new)
@@ -91,6 +96,10 @@ def open_record(folder: Path, run: Run, manifests: dict[str, Any], accept_stale:
     if changed and not accept_stale:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise ValueError(f"'{folder}' is stale: {shown} changed since; remove it to train anew, or pass --accept-stale")
+    processes = record["environment"].get("processes", [1])
+    if processes[-1] != num_processes:
+        record["environment"]["processes"] = [*processes, num_processes]
+        write_json(folder / "run.json", record)
     return record
 
 

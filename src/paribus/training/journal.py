@@ -36,28 +36,35 @@ class Journal:
         num_events: how many there are by now.
 
     Args:
+        path: its file; None counts events and writes nothing, as all but one of several processes do.
         kept_events: how many of those in the file at `path` stay.
     """
 
-    def __init__(self, path: Path, kept_events: int) -> None:
-        kept = read_journal(path)[:kept_events]
-        self.num_events = len(kept)
-        write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
-        self._file = path.open("a")
+    def __init__(self, path: Path | None, kept_events: int) -> None:
+        self.num_events = kept_events
+        self._file = None
+        if path is not None:
+            kept = read_journal(path)[:kept_events]
+            self.num_events = len(kept)
+            write_text(path, "".join(json.dumps(event) + "\n" for event in kept))
+            self._file = path.open("a")
 
     def write(self, event: str, step: int, **facts: Any) -> None:
         """Append one event; it reaches the operating system at once."""
-        self._file.write(json.dumps({"event": event, "step": step, **facts}, allow_nan=False) + "\n")
-        self._file.flush()
         self.num_events += 1
+        if self._file is not None:
+            self._file.write(json.dumps({"event": event, "step": step, **facts}, allow_nan=False) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Make all events survive a loss of power."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Sync and close; what could not be written before, on a full disk, is given up."""
         try:
             self.sync()
         finally:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
