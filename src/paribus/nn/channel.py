@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 from torch import Tensor
+from torch.nn import functional
 
 from .mixer import Context, Mixer
 from .state import State
+
+Activation = Literal["gelu", "identity", "leaky_relu", "relu", "sigmoid", "silu", "squared_relu"]
+"""The nonlinearities on offer inside channel mixers."""
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)² (So et al. 2021, arXiv:2109.08668)."""
+    return functional.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "identity": lambda x: x,
+    "leaky_relu": functional.leaky_relu,
+    "relu": functional.relu,
+    "sigmoid": functional.sigmoid,
+    "silu": functional.silu,
+    "squared_relu": squared_relu,
+}
 
 
 class Channel(Mixer):

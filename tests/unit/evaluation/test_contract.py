@@ -8,15 +8,28 @@ from types import ModuleType
 
 import pytest
 
-from paribus.evaluation.contract import CHANNEL_CHECKS, CHECKS, run_channel_checks, run_checks
+from paribus.evaluation.contract import (
+    CHANNEL_CHECKS,
+    CHECKS,
+    NEIGHBOUR_CHECKS,
+    channel_checks,
+    run_channel_checks,
+    run_checks,
+)
 from paribus.nn.component import CHANNELS, MIXERS
 
 OUTPUT = "self.output(o.flatten(2))"
 BEGIN, MIX = "        width, heads = placement.width, config.num_heads\n", "    def mix("
 RESET = "        if self.sink is not None:\n            nn.init"
-ROTARY = "tables = rotary_tables(rows.positions"
+ROTATED = "self.rotation(q, k, rows, context)"
 PASSED = "rows=rows,"
 REPLACE = "rows=__import__('dataclasses').replace"
+
+
+def moved(positions: str) -> str:
+    """The rotation of queries and keys as if they stood elsewhere."""
+    return f"self.rotation(q, k, {REPLACE.removeprefix('rows=')}(rows, positions={positions}), context)"
+
 
 MUTANTS = {
     "causal": ("causal=self.placement.causal,", "causal=False,"),
@@ -28,10 +41,10 @@ MUTANTS = {
     ),
     "pure": (OUTPUT, f"{OUTPUT} * 1.1**self.training"),
     "rows_independent": ("self.query(x)", "self.query(x + x.mean(0))"),
-    "one_function": (ROTARY, f"{ROTARY} % x.shape[1]"),
+    "one_function": (ROTATED, moved("rows.positions % x.shape[1]")),
     "one_function_in_float32": ("            state=state,", "            state=None,"),
-    "one_function_with_segments": (ROTARY, f"{ROTARY} * (rows.ids > 0).all()"),
-    "state": ("tables = rotary", "_ = state and state.keys.mul_(1.001)\n            tables = rotary"),
+    "one_function_with_segments": (ROTATED, moved("rows.positions * (rows.ids > 0).all()")),
+    "state": (f"q, k = {ROTATED}", f"_ = state and state.keys.mul_(1.001)\n            q, k = {ROTATED}"),
     "packing": (PASSED, f"{REPLACE}(rows, ids=(rows.ids > 0).long()),"),
     "padding": (PASSED, f"{REPLACE}(rows, ids=rows.ids.clamp(min=1), valid=None, starts=None),"),
     "row_of_padding": (OUTPUT, f"{OUTPUT} / (rows.ids.amax(1) > 0)[:, None, None]"),
@@ -101,22 +114,54 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     assert results["meta"].passed
 
 
-@pytest.mark.parametrize(
-    ("check", "before", "after"),
-    [
-        ("tokens_alone", "self.up(x)", "self.up(x + x.mean(1, keepdim=True))"),
-        ("expansion", "config.expansion", "max(2, config.expansion)"),
-        ("gradient_values", "self.up(x)", "self.up(x.detach())"),
-    ],
-)
-def test_the_check_of_channels_can_fail(check: str, before: str, after: str, tmp_path: Path) -> None:
-    name = mutant(tmp_path, before, after, original=CHANNELS.module("glu"))
+ALONE_MUTANTS = {
+    "tokens_alone": ("self.up(x)", "self.up(x + x.mean(1, keepdim=True))"),
+    "pure": ("self.up(x)", "self.up(x) * 1.1**self.training"),
+    "expansion": ("config.expansion", "max(2, config.expansion)"),
+    "gradient_values": ("self.up(x)", "self.up(x.detach())"),
+}
+"""For a check of channel mixers that look at each token alone: a piece of the gated unit's text, what replaces it."""
+
+SHIFT = "shift_tokens(x, rows=rows, state=state, causal=self.placement.causal)"
+CONTEXT = "        difference = neighbours - x\n"
+NEIGHBOUR_MUTANTS = {
+    "causal": (SHIFT, f"({SHIFT}[0] + x.roll(-1, 1), None)"),
+    "neighbours": (SHIFT, f"(0 * {SHIFT}[0], {SHIFT}[1])"),
+    "two_directions_keep_no_state": MUTANTS["two_directions_keep_no_state"],
+    "pure": ("self.output(", "1.1**self.training * self.output("),
+    "rows_independent": (SHIFT, f"({SHIFT}[0].roll(1, 0), {SHIFT}[1])"),
+    "one_function": ("state=state,", "state=None,"),
+    "one_function_in_float32": ("state=state,", "state=None,"),
+    "one_function_with_segments": ("state=state,", "state=None if rows.valid is None else state,"),
+    "state": ("        neighbours,", "        _ = state is not None and state.mul_(1.001)\n        neighbours,"),
+    "packing": ("rows=rows,", f"{REPLACE}(rows, valid=None, starts=None),"),
+    "padding": ("rows=rows,", f"{REPLACE}(rows, valid=None, starts=None),"),
+    "expansion": ("config.expansion", "max(2, config.expansion)"),
+    "losses": (CONTEXT, f"{CONTEXT}        context and context.add_loss('size', x.square().mean())\n"),
+    "gradient_values": ("difference = neighbours - x", "difference = neighbours - x.detach()"),
+    "output_scale": ("self.output(", "0.001 * self.output("),
+}
+"""The same for those that look at neighbours, with RWKV's."""
+
+
+@pytest.mark.parametrize("check", ALONE_MUTANTS)
+def test_the_check_of_channels_can_fail(check: str, tmp_path: Path) -> None:
+    name = mutant(tmp_path, *ALONE_MUTANTS[check], original=CHANNELS.module("glu"))
     with pytest.raises(AssertionError, match=re.escape(name)):
         CHANNEL_CHECKS[check](name)
 
 
-def test_channels_run_too() -> None:
-    assert all(result.passed for name in CHANNELS.names() for result in run_channel_checks(name))
+@pytest.mark.parametrize("check", NEIGHBOUR_MUTANTS)
+def test_the_check_of_neighbours_can_fail(check: str, tmp_path: Path) -> None:
+    name = mutant(tmp_path, *NEIGHBOUR_MUTANTS[check], original=CHANNELS.module("rwkv"))
+    with pytest.raises(AssertionError, match=re.escape(name)):
+        NEIGHBOUR_CHECKS[check](name)
+
+
+def test_which_promises_a_channel_mixer_keeps() -> None:
+    assert set(channel_checks("rwkv")) == set(CHECKS) - {"dependence"} | {"neighbours", "expansion", "losses"}
+    assert channel_checks("glu") == CHANNEL_CHECKS and "tokens_alone" in CHANNEL_CHECKS
+    assert [result.check for result in run_channel_checks("glu") if result.passed] == list(CHANNEL_CHECKS)
 
 
 def test_an_unknown_name_is_the_users_mistake() -> None:

@@ -11,25 +11,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from .channels import CHANNELS_ONLY
+from paribus.nn.channel import Channel
+from paribus.nn.component import CHANNELS
+from paribus.nn.mixer import Mixer
+
+from .channels import ALONE, CHANNELS_ONLY
 from .construction import CONSTRUCTION
 from .numerics import NUMERICS
-from .semantics import SEMANTICS
-from .subjects import CHANNEL, MIXER, Kind
+from .semantics import NEIGHBOUR_SEMANTICS, SEMANTICS
+from .subjects import CHANNEL, MIXER, NEIGHBOUR, Check, Kind
 
-__all__ = ["CHANNEL_CHECKS", "CHECKS", "CheckResult", "run_channel_checks", "run_checks"]
+__all__ = [
+    "CHANNEL_CHECKS",
+    "CHECKS",
+    "NEIGHBOUR_CHECKS",
+    "CheckResult",
+    "channel_checks",
+    "run_channel_checks",
+    "run_checks",
+]
 
-Check = Callable[[str], None]
+
+def _of_kind(kind: Kind, checks: Mapping[str, Check]) -> dict[str, Callable[[str], None]]:
+    return {check: partial(function, kind) for check, function in {**checks, **NUMERICS, **CONSTRUCTION}.items()}
 
 
-def _of_kind(kind: Kind) -> dict[str, Check]:
-    return {check: partial(function, kind) for check, function in {**NUMERICS, **CONSTRUCTION}.items()}
-
-
-CHECKS: dict[str, Check] = {**SEMANTICS, **_of_kind(MIXER)}
+CHECKS = _of_kind(MIXER, SEMANTICS)
 """The contract of token mixers."""
-CHANNEL_CHECKS: dict[str, Check] = {**CHANNELS_ONLY, **_of_kind(CHANNEL)}
-"""The contract of channel mixers."""
+CHANNEL_CHECKS = _of_kind(CHANNEL, {**CHANNELS_ONLY, **ALONE})
+"""The contract of channel mixers that look at each token alone."""
+NEIGHBOUR_CHECKS = _of_kind(NEIGHBOUR, {**CHANNELS_ONLY, **NEIGHBOUR_SEMANTICS})
+"""The contract of channel mixers that look at neighbouring tokens: that of token mixers, but for how far they see."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +61,22 @@ def run_checks(name: str) -> list[CheckResult]:
     Raises:
         ValueError: there is no such mixer, or its file cannot be used.
     """
-    return _run(MIXER, name, CHECKS)
+    MIXER.registry.component(name, MIXER.base)
+    return _run(name, CHECKS)
+
+
+def channel_checks(name: str) -> dict[str, Callable[[str], None]]:
+    """The contract that the channel mixer `name` keeps; errors as in `run_checks`."""
+    alone = issubclass(CHANNELS.component(name, Mixer), Channel)
+    return CHANNEL_CHECKS if alone else NEIGHBOUR_CHECKS
 
 
 def run_channel_checks(name: str) -> list[CheckResult]:
-    """The same for a channel mixer."""
-    return _run(CHANNEL, name, CHANNEL_CHECKS)
+    """The same as `run_checks` for a channel mixer."""
+    return _run(name, channel_checks(name))
 
 
-def _run(kind: Kind, name: str, checks: Mapping[str, Check]) -> list[CheckResult]:
-    kind.registry.component(name, kind.base)
+def _run(name: str, checks: Mapping[str, Callable[[str], None]]) -> list[CheckResult]:
     results = []
     for check, function in checks.items():
         start, message = time.perf_counter(), ""

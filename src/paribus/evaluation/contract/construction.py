@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from paribus.nn.mixer import Placement
 from paribus.nn.settings import read_settings
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
-from .subjects import LENGTH, MIXER, WIDTH, Kind, agree, build, finite, in_pieces, refusal, shake, tokens
+from .subjects import LENGTH, WIDTH, Check, Kind, agree, build, finite, in_pieces, refusal, shake, tokens
 
 FIELDS = ("Paper:", "Differs:", "Shapes:", "Cost:", "Raises:")
 """What the docstring of a component's module says, each at the start of a line."""
@@ -60,7 +60,7 @@ def check_config(kind: Kind, name: str) -> None:
 
 
 def check_presets(kind: Kind, name: str) -> None:
-    """Every preset builds and runs; a mixer's answers are the same in pieces, packed and padded too."""
+    """Every preset builds and runs; what looks at other tokens answers the same in pieces, packed and padded."""
     for preset in getattr(kind.registry.module(name), "PRESETS", {}):
         where = f"{name}: preset {preset}"
         try:
@@ -69,7 +69,7 @@ def check_presets(kind: Kind, name: str) -> None:
             raise AssertionError(f"{where}: {problem}") from problem
         x = tokens(1, LENGTH, width=PRESET_WIDTH)
         finite(where, kind.output(module, x))
-        if kind is MIXER:
+        if not kind.alone:
             steps = torch.arange(LENGTH)[None]
             for segments in (None, (1 + (steps > 140)) * (steps % 50 != 49)):
                 whole, _ = module(x, segments=segments)
@@ -96,7 +96,7 @@ def check_initialization(kind: Kind, name: str) -> None:
 
 def check_output_scale(kind: Kind, name: str) -> None:
     """At initialisation a unit-variance input gives an output of a moderate scale."""
-    for causal in (True, False) if kind is MIXER else (True,):
+    for causal in (True,) if kind.alone else (True, False):
         y = kind.output(build(kind, name, causal=causal, width=64), tokens(2, 64, width=64))
         scale, (low, high) = float(y.detach().square().mean().sqrt()), OUTPUT_SCALE
         assert low <= scale <= high, f"{name}: output scale: {scale:.3g} with causal={causal}, allowed {low} to {high}"
@@ -174,7 +174,7 @@ def _equal(where: str, got: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(value, expected[part]), f"{where}: {part} differs"
 
 
-CONSTRUCTION: dict[str, Callable[[Kind, str], None]] = {
+CONSTRUCTION: dict[str, Check] = {
     "documented": check_documented,
     "config": check_config,
     "presets": check_presets,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .subjects import MIXER, WIDTH, Kind, Pair, agree, build, finite, refusal, tokens
+from .subjects import WIDTH, Check, Kind, Pair, agree, build, finite, refusal, tokens
 
 HALF = 0.1
 """Relative error, in the Frobenius norm, that bfloat16 may add."""
@@ -100,7 +100,7 @@ def check_beyond_the_longest(kind: Kind, name: str) -> None:
         clear = "8" in str(problem) and "\n" not in str(problem)
         if not clear:
             raise AssertionError(f"{name}: beyond max_length 8: unclear: {problem}") from problem
-        if kind is MIXER:
+        if not kind.alone:
             _, state = module(x[:, :8], keep_state=True)
             refusal(f"{name}: token 9 of max_length 8", lambda: module(x[:, 8:], state=state))
         return
@@ -124,11 +124,11 @@ def _difference(value: Callable[[], Tensor], tensor: Tensor, direction: Tensor, 
 
 
 def _directions(kind: Kind, name: str, dtype: torch.dtype, layer: int = 0) -> Iterator[torch.nn.Module]:
-    for causal in (True, False) if kind is MIXER else (True,):
+    for causal in (True,) if kind.alone else (True, False):
         yield build(kind, name, causal=causal, dtype=dtype, layer=layer)
 
 
-NUMERICS: dict[str, Callable[[Kind, str], None]] = {
+NUMERICS: dict[str, Check] = {
     "shape": check_shape,
     "half_precision": check_half_precision,
     "gradients": check_gradients,

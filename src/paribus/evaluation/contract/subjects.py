@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paribus.nn.channel import Channel
 from paribus.nn.component import CHANNELS, MIXERS, make_channel, make_mixer
 from paribus.nn.initialization import initialize
 from paribus.nn.mixer import Mixer, Placement, make_context
@@ -30,12 +31,23 @@ class Kind:
     registry: Registry
     base: type[nn.Module]
     make: Callable[[Mapping[str, Any], Placement], nn.Module]
-    output: Callable[[nn.Module, Tensor], Tensor]
-    """x [B, T, D] -> y [B, T, D], whatever else the component returns."""
+    alone: bool
+    """Whether it looks at each token alone, and so knows neither directions nor states."""
+
+    def output(self, module: nn.Module, x: Tensor) -> Tensor:
+        """x [B, T, D] -> y [B, T, D], whatever else the component returns."""
+        y: Tensor = module(x)[0]
+        return y
 
 
-MIXER = Kind("mixer", MIXERS, Mixer, make_mixer, lambda module, x: module(x)[0])
-CHANNEL = Kind("channel", CHANNELS, Mixer, make_channel, lambda module, x: module(x)[0])
+Check = Callable[[Kind, str], None]
+"""A check of the component of a kind that has a name, or lies in the file at a path."""
+
+MIXER = Kind("mixer", MIXERS, Mixer, make_mixer, alone=False)
+CHANNEL = Kind("channel", CHANNELS, Channel, make_channel, alone=True)
+"""A channel mixer that looks at each token alone."""
+NEIGHBOUR = Kind("channel", CHANNELS, Mixer, make_channel, alone=False)
+"""A channel mixer that looks at neighbouring tokens too."""
 
 
 def build(

@@ -3,7 +3,7 @@
     y = W_o (act(W_g x) ⊙ W_u x)
 
 Paper:    Shazeer 2020, arXiv:2002.05202
-Differs:  nothing; no biases
+Differs:  nothing; no biases, as in the paper
 Shapes:   x [B, T, D]; inner [B, T, E] with E = round(expansion · D)
 Cost:     6 D E FLOPs a token; 3 D E parameters
 Raises:   ValueError if expansion leaves no inner channel
@@ -11,21 +11,21 @@ Raises:   ValueError if expansion leaves no inner channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
-from ..channel import Channel, inner_width
+from ..channel import ACTIVATIONS, Activation, Channel, inner_width
 from ..mixer import Placement
 from ..projection import Projection
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "relu": functional.relu,
+PRESETS: dict[str, dict[str, Any]] = {
+    "swiglu": {"activation": "silu"},
+    "geglu": {"activation": "gelu"},
+    "reglu": {"activation": "relu"},
+    "glu": {"activation": "sigmoid"},
+    "bilinear": {"activation": "identity"},
 }
 
 
@@ -37,12 +37,12 @@ class GatedLinearUnit(Channel):
         """Settings of the gated linear unit."""
 
         expansion: float = 8 / 3
-        activation: Literal["silu", "gelu", "relu"] = "silu"
+        activation: Activation = "silu"
 
     def __init__(self, placement: Placement, config: Config) -> None:
         super().__init__(placement, config)
         inner = inner_width(placement.width, config.expansion)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.gate = Projection(placement.width, inner)
         self.up = Projection(placement.width, inner)
         self.output = Projection(inner, placement.width)

@@ -2,7 +2,7 @@
 
     y = W_o act(W_i x)
 
-Paper:    Vaswani et al. 2017, arXiv:1706.03762, section 3.3
+Paper:    Vaswani et al. 2017, arXiv:1706.03762, section 3.3; "squared_relu": So et al. 2021, Primer, arXiv:2109.08668
 Differs:  GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in place of ReLU by default; no biases
 Shapes:   x [B, T, D]; inner [B, T, E] with E = round(expansion · D)
 Cost:     4 D E FLOPs a token; 2 D E parameters
@@ -11,21 +11,19 @@ Raises:   ValueError if expansion leaves no inner channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
-from ..channel import Channel, inner_width
+from ..channel import ACTIVATIONS, Activation, Channel, inner_width
 from ..mixer import Placement
 from ..projection import Projection
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
+PRESETS: dict[str, dict[str, Any]] = {
+    "relu": {"activation": "relu"},
+    "gelu": {"activation": "gelu"},
+    "squared_relu": {"activation": "squared_relu"},
 }
 
 
@@ -37,12 +35,12 @@ class MultiLayerPerceptron(Channel):
         """Settings of the perceptron."""
 
         expansion: float = 4.0
-        activation: Literal["gelu", "relu", "silu"] = "gelu"
+        activation: Activation = "gelu"
 
     def __init__(self, placement: Placement, config: Config) -> None:
         super().__init__(placement, config)
         inner = inner_width(placement.width, config.expansion)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
         self.up = Projection(placement.width, inner)
         self.output = Projection(inner, placement.width)
 
