@@ -28,9 +28,9 @@ from .folder import open_record, read_result
 from .journal import JOURNAL, Journal, read_journal
 from .measure import UNMEASURED, Measure
 from .model import check_model
-from .ranks import alike, locked_by_one, of_main, seed_step, together
+from .ranks import alike, check_batch, locked_by_one, of_main, seed_step, together
 from .run import Run
-from .setup import find_kernels, make_accelerator, set_up
+from .setup import check_engine, find_kernels, make_accelerator, set_up
 from .step import update
 from .trace import Trace, TracedSteps
 from .trackers import check_trackers, track, tracking
@@ -79,9 +79,11 @@ def train(
     """
     with alike():
         check_model(run)
+        check_engine(run)
         check_trackers(trackers)
         steps = None if trace is None else TracedSteps.parse(trace)
         accelerator = make_accelerator(run, trackers, folder)
+        check_batch(accelerator, run)
     with together(accelerator):
         batches = Batches(run.data, cache)
         _check_tokenizer(run, batches)
@@ -169,7 +171,7 @@ def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callab
         with together(trainer.accelerator):
             watch(Tick(step, total, change.loss, trainer.tokens_per_step / seconds))
     if divergence is None and step in _evaluated_steps(total, trainer.run.evaluation.points):
-        with trainer.evaluated_weights():
+        with trainer.evaluated():
             bits = measure.validation(trainer.bare_model)
         divergence = _not_finite(step, bits_per_byte=bits)
         if divergence is None:
@@ -230,8 +232,9 @@ def _spent(trainer: Trainer) -> dict[str, Any]:
 
 def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[str, Any]:
     spent, model, step = _spent(trainer), trainer.bare_model, trainer.progress.step
-    with trainer.evaluated_weights():
+    with trainer.evaluated():
         quality = UNMEASURED if divergence is not None else measure.quality(model)
+        state_bytes = decoding_state_bytes(model)
     scores = quality["bits_per_byte"] or {}
     divergence = divergence or _not_finite(step, **{f"{split}_bits_per_byte": bits for split, bits in scores.items()})
     return {
@@ -245,7 +248,7 @@ def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[
         "tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
         "peak_memory_bytes": peak_memory_bytes(trainer.run.device),
         "parameters": parameter_count(model),
-        "state_bytes": decoding_state_bytes(model),
+        "state_bytes": state_bytes,
         "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer.optimizer),
         "stability": trainer.stability.result(None if divergence is None else step),
         "documents_sha256": measure.documents_sha256,

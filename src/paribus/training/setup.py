@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from torch import nn
 
 from paribus.data.batches import Batches
 from paribus.evaluation.cost import reset_peak_memory, training_flops_per_token
 from paribus.nn.kernels.choice import Implementation
 from paribus.optim.optimizer import make_optimizer
 
-from .average import Average
+from .average import Average, averages_itself
 from .checkpoint import load_checkpoint
 from .files import read_json, write_json
 from .journal import JOURNAL, read_journal
 from .model import build_model
-from .ranks import check_equal, of_main, together
+from .ranks import check_equal, expect_gradients, of_main, together
 from .run import Run
 from .stability import Observer, Stability
 from .step import forward_and_backward
 from .trainer import Trainer
 
 _CALIBRATION_STEPS = 8
+
+
+def check_engine(run: Run) -> None:
+    """Refuse what the engine, the compiler or the averaging of weights cannot do.
+
+    Raises:
+        ValueError: fp16 on the CPU, compilation without a compiler, or two averages of the weights at once.
+    """
+    if run.precision == "fp16" and run.device == "cpu":
+        raise ValueError("run: precision is 'fp16', which needs device 'cuda' or 'mps'; device 'cpu' allows 'bf16'")
+    if run.compile:
+        _check_compiler(run.device)
+    if run.ema_decay and averages_itself(make_optimizer(run.optimizer, nn.Linear(2, 2))):
+        raise ValueError(
+            f"run: ema_decay is {run.ema_decay}, and optimizer '{run.optimizer.name}' averages the weights by itself; "
+            "ema_decay 0 is needed"
+        )
+
+
+def _check_compiler(device: str) -> None:
+    """Refuse to compile where the tools that torch.compile calls are missing."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        raise ValueError(f"run: compile is true, which needs Python's header files; '{header}' is not found")
+    variable, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++", "clang++"))
+    compilers = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(map(shutil.which, compilers)):
+        names = " or ".join(f"'{name}'" for name in compilers)
+        raise ValueError(
+            f"run: compile is true, which needs a compiler; {names} is not found ({variable} names another)"
+        )
+    if device == "cuda" and find_spec("triton") is None:
+        raise ValueError("run: compile is true, which on device 'cuda' needs the package triton; it is not installed")
 
 
 def make_accelerator(run: Run, trackers: Sequence[str], folder: Path) -> Accelerator:
@@ -44,6 +82,7 @@ def make_accelerator(run: Run, trackers: Sequence[str], folder: Path) -> Acceler
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=folder / "trackers",
+        dynamo_backend="no",  # whatever a launcher says: what is compiled is the run's choice
     )
     if accelerator.device.type != run.device:
         raise ValueError(f"run: device is '{run.device}'; this machine offers '{accelerator.device.type}'")
@@ -74,12 +113,16 @@ def set_up(
         model.activation_checkpointing_enable()
     model.train().to(accelerator.device)
     flops_per_token = training_flops_per_token(model, run.data.sequence_length)
+    expect_gradients(accelerator, model)
     optimizer = make_optimizer(run.optimizer, model)
     average = Average(model, run.ema_decay) if run.ema_decay else None
     events = len(read_journal(folder / JOURNAL))
     progress = load_checkpoint(folder / "checkpoints", model, optimizer, events, average, accelerator.scaler)
     check_equal(accelerator, progress.step, "checkpoints")
-    observer = Observer(model)  # its hooks come before the engine compiles the model
+    observer = Observer(model)
+    if run.compile:
+        # Not the loss, which is cut into pieces that fit already. Hooks that came later would not be seen.
+        model.model.compile(dynamic=False)
     # The optimizer's state is where it belongs, and moving it would round what is not of its parameter's type.
     model, optimizer = accelerator.prepare(model, optimizer, device_placement=[True, False])
     trainer = Trainer(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from paribus.data.batches import Batches
@@ -42,11 +44,14 @@ class Trainer:
         """Tokens of one batch."""
         return self.run.data.batch_size * self.run.data.sequence_length
 
-    def evaluated_weights(self) -> AbstractContextManager[bool]:
-        """Have in the model, for as long as the context lasts, the weights that are evaluated and published."""
-        return evaluated_weights(self.bare_model, self.optimizer.optimizer, self.average)
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Have the model as it is measured: with the weights that are published, and not compiled."""
+        eager = torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
+        with eager, evaluated_weights(self.bare_model, self.optimizer.optimizer, self.average):
+            yield
 
     @property
     def bare_model(self) -> ParibusForCausalLM:
-        """The model without what the engine wraps around it, compilation included."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        """The model without what the engine wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
