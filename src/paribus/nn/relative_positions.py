@@ -10,16 +10,35 @@ A state of linear attention sees features, so both leave its kernel as it is (Qi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .positions import once
 from .segments import Rows
 
 BASE = 10_000.0
 
 Kind = Literal["rotation", "cosine"]
+
+
+def turned_by_rotation(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """q · k becomes Re Σ_c q_c conj(k_c) exp(i (t − s) θ_c), θ learned (LRPE; Qin et al. 2023, arXiv:2307.09270)."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)
+
+
+def turned_to_cosines(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """q · k becomes Σ_c q_c k_c cos((t − s) θ_c), features twice as wide (LRPE; Qin et al. 2023, arXiv:2307.09270)."""
+    return torch.cat([x * cosine, x * sine], -1)
+
+
+RELATIVE_POSITIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "rotation": turned_by_rotation,
+    "cosine": turned_to_cosines,
+}
 
 
 class RelativePositions(nn.Module):
@@ -47,27 +66,20 @@ class RelativePositions(nn.Module):
         """All `features` turned by the positions of `rows`."""
         angles = self.angles(rows, features[0].dtype)
         cosine, sine = angles.cos(), angles.sin()
-        return [self.turn(x, cosine, sine) for x in features]
+        turn = RELATIVE_POSITIONS[self.kind]
+        return [turn(x, cosine, sine).to(x.dtype) for x in features]
 
     def angles(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """t θ, [B or 1, T, H, K / 2 or K], in float32 or wider."""
-        positions = rows.positions[:1] if rows.positions.stride(0) == 0 else rows.positions  # all rows stand alike
         wide = torch.promote_types(dtype, torch.float32)
-        exponents = torch.arange(self.shape[1], dtype=wide, device=positions.device) / self.shape[1]
+        exponents = torch.arange(self.shape[1], dtype=wide, device=rows.positions.device) / self.shape[1]
         if self.kind == "cosine":
-            heads = torch.arange(self.shape[0], dtype=wide, device=positions.device)
+            heads = torch.arange(self.shape[0], dtype=wide, device=rows.positions.device)
             exponents = 2 * (heads[:, None] + exponents) / self.shape[0]
         angles = (BASE**-exponents).expand(self.shape)
         if self.shift is not None:
             angles = angles + self.shift.to(wide)
-        return positions[..., None, None].to(wide) * angles
-
-    def turn(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """`x` turned by the angles of these cosines and sines."""
-        if self.kind == "cosine":
-            return torch.cat([x * cosine, x * sine], -1).to(x.dtype)
-        first, second = x.chunk(2, -1)
-        return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1).to(x.dtype)
+        return once(rows.positions)[..., None, None].to(wide) * angles
 
     def reset_parameters(self) -> None:
         """Angles begin where they are defined to."""

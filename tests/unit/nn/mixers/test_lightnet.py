@@ -31,15 +31,22 @@ def test_causal_is_a_recurrence(length: int) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("position", ["none", "cosine"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_it_is_undecayed_attention_to_a_softmax_over_tokens(length: int, causal: bool) -> None:
-    mixer = mixer_of("lightnet", causal)
+def test_it_is_undecayed_attention_to_a_softmax_over_tokens(length: int, position: str, causal: bool) -> None:
+    mixer = mixer_of("lightnet", causal, position=position)
 
     def formula(x: Tensor) -> Tensor:
         key = mixer.decay.project(x).exp()
         sums = 1 + (key.cumsum(1) if causal else key.sum(1, keepdim=True))
         q, v = heads_of(silu(mixer.query(x)) / sums), heads_of(mixer.value(x))
-        scores = torch.einsum("bthk,bshk->bhts", q, heads_of(key))
+        steps = torch.arange(length, dtype=x.dtype)
+        factors = torch.ones(1, 1, 1, 1, dtype=x.dtype)
+        if mixer.position is not None:
+            begin = 10_000.0 ** (-2 * torch.arange(mixer.position.shift.numel(), dtype=x.dtype) / x.shape[-1])
+            angles = begin.view_as(mixer.position.shift) + mixer.position.shift
+            factors = ((steps[:, None] - steps)[..., None, None] * angles).cos()  # T S H K
+        scores = torch.einsum("bthk,bshk,tshk->bhts", q, heads_of(key), factors.expand(length, length, *q.shape[2:]))
         return gated(mixer, x, torch.einsum("bhts,bshv->bthv", scores.tril() if causal else scores, v))
 
     check_formula(mixer, formula, length)

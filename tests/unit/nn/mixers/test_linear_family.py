@@ -95,7 +95,9 @@ def linear(mixer: Any, x: Tensor) -> Tensor:
     q, k = featured(mixer, x)
     if mixer.norm is None:
         return mean(mixer, q @ k.mT, x)
-    o = seen(mixer, q @ k.mT) @ heads(mixer.value(x)) / math.sqrt(q.shape[-1])
+    weights = q @ k.mT if mixer.position is None else lrpe_weights(mixer.position, q, k)
+    num_features = q.shape[-1] * (2 if mixer.config.position == "cosine" else 1)
+    o = seen(mixer, weights) @ heads(mixer.value(x)) / math.sqrt(num_features)
     return mixer.output(joined(rms(o, mixer.norm.weight)))
 
 
@@ -111,7 +113,15 @@ def test_linear_attention_with_a_norm(feature: str, causal: bool) -> None:
     agree(mixer_of("linear", causal, feature=feature, normaliser="rms_norm", key_width=3), linear, (1, 7))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("position", ["rotation", "cosine"])
+def test_linear_attention_with_positions(position: str, causal: bool) -> None:
+    agree(mixer_of("linear", causal, feature="silu", normaliser="rms_norm", position=position), linear)
+
+
 def test_a_sum_that_may_vanish_is_no_denominator() -> None:
+    with pytest.raises(ValueError, match="products turned by position 'cosine' may be negative"):
+        mixer_of("linear", position="cosine")
     for name in ("linear", "cosformer"):
         with pytest.raises(ValueError, match="products of feature 'silu' may be negative"):
             mixer_of(name, feature="silu")

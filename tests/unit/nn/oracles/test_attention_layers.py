@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DeepseekV2Config, DiffLlamaConfig, GptOssConfig, MptConfig, Qwen3Config, Qwen3NextConfig
+from transformers import (
+    DeepseekV2Config,
+    DiffLlamaConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    MptConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+    T5Config,
+)
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention, DeepseekV2RotaryEmbedding
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, GPTNeoXRotaryEmbedding
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOssRotaryEmbedding
 from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention, Qwen3NextRotaryEmbedding
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from paribus.nn.component import make_mixer
 from paribus.nn.mixer import Placement
@@ -65,9 +76,10 @@ def angles(rotary: nn.Module) -> Any:
     return rotary(torch.zeros(1, LENGTH, WIDTH, dtype=torch.float64), torch.arange(LENGTH)[None])
 
 
-def mixer(weights: dict[str, Tensor], name: str, **chosen: Any) -> nn.Module:
+def mixer(weights: dict[str, Tensor], name: str, causal: bool = True, **chosen: Any) -> nn.Module:
     """Ours; `weights` are all that it has."""
-    module = make_mixer({"name": name, **chosen}, Placement(width=WIDTH, layer=LAYER, num_layers=LAYER + 1)).double()
+    placement = Placement(width=WIDTH, layer=LAYER, num_layers=LAYER + 1, causal=causal)
+    module = make_mixer({"name": name, **chosen}, placement).double()
     module.load_state_dict(weights, strict=True)
     return module
 
@@ -121,6 +133,35 @@ def mpt() -> Pair:
     ours = mixer({f"{k}.weight": w for k, w in weights.items()}, "attention", num_heads=HEADS, position="alibi")
     bias = build_mpt_alibi_tensor(HEADS, LENGTH).double()
     return lambda x: theirs(x, bias, attention_mask=~seen()[None, None])[0], ours
+
+
+def gpt_neox() -> Pair:
+    """A quarter of the channels rotated; queries, keys and values of a head lie together."""
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
+    config = GPTNeoXConfig(**settings(rope_parameters=rotary))
+    theirs = shaken(GPTNeoXAttention(config, LAYER))
+    parts = theirs.query_key_value.weight.unflatten(0, (HEADS, 3, HEAD)).unbind(1)
+    weights = {name: part.flatten(0, 1) for name, part in zip(("query", "key", "value"), parts, strict=True)}
+    weights["output"] = theirs.dense.weight
+    ours = mixer({f"{k}.weight": w for k, w in weights.items()}, "attention", num_heads=HEADS, rotary_share=0.25)
+    where = angles(GPTNeoXRotaryEmbedding(config))
+    return lambda x: theirs(x, mask(), position_embeddings=where)[0], ours
+
+
+def t5(causal: bool) -> Pair:
+    """Biases by buckets of distances; their scores are not divided by √K."""
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 18}
+    config = T5Config(d_model=WIDTH, d_kv=HEAD, num_heads=HEADS, is_decoder=causal, dropout_rate=0.0, **buckets)
+    theirs = shaken(T5Attention(config, has_relative_attention_bias=True, layer_idx=LAYER))
+    weights = {
+        "query.weight": theirs.q.weight * HEAD**0.5,
+        "key.weight": theirs.k.weight,
+        "value.weight": theirs.v.weight,
+        "output.weight": theirs.o.weight,
+        "position_bias.table": theirs.relative_attention_bias.weight,
+    }
+    chosen = {"num_heads": HEADS, "position": "relative_bias", "num_buckets": 8, "max_distance": 18}
+    return lambda x: theirs(x, mask=mask() if causal else None)[0], mixer(weights, "attention", causal, **chosen)
 
 
 def diff_llama() -> Pair:
@@ -188,6 +229,9 @@ PEERS: dict[str, Callable[[], Pair]] = {
     "gpt_oss": gpt_oss,
     "gpt_oss_window": lambda: gpt_oss(5),
     "mpt": mpt,
+    "gpt_neox": gpt_neox,
+    "t5_decoder": lambda: t5(True),
+    "t5_encoder": lambda: t5(False),
     "diff_llama": diff_llama,
     "deepseek_v2": lambda: deepseek_v2(12),
     "deepseek_v2_lite": lambda: deepseek_v2(None),
