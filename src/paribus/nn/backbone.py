@@ -15,7 +15,7 @@ from .block import Block
 from .cache import StateCache
 from .config import ParibusConfig
 from .embedding import Embedding, EmbeddingConfig
-from .initialization import get_initialization, initialize_module
+from .initialization import get_initialization, initialize_module, mark_places
 from .mixer import Context, Placement, make_context
 from .norm import make_norm
 from .state import State
@@ -37,6 +37,12 @@ class ParibusPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _supports_sdpa = True
+
+    def post_init(self) -> None:
+        """Tell every linear map and embedding where it stands, for the initialisation that follows."""
+        config = self.config
+        mark_places(self, config.hidden_size, config.num_hidden_layers, config.tie_word_embeddings)
+        super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config.initialization)

@@ -40,10 +40,24 @@ class BlockConfig:
 class ParibusConfig(PretrainedConfig):
     """Sizes, ``blocks`` by name, and the ``layout``: the pattern of block names, repeated to `num_hidden_layers`.
 
-    ``norm`` is the last one, after all blocks; each block names its own. ``position`` is added to the embeddings;
-    positions inside attention are settings of that mixer.
-
     Published checkpoints import this class; it is never subclassed (a subclass would lose its ``__init__``).
+
+    Args:
+        vocab_size: tokens that the model knows.
+        hidden_size: D, the width of the residual stream.
+        num_hidden_layers: blocks, one after the other.
+        max_position_embeddings: the longest sequence in tokens.
+        blocks: kinds of block by name, each a `BlockConfig`.
+        layout: the blocks' names in their order, repeated to the number of layers; a run may name a hybrid.
+        causal: whether tokens see only those before them.
+        norm: the last norm, after all blocks; each block names its own.
+        embedding: how ids become vectors: ``rank`` of the table (0: no factors) and ``scale``.
+        position: what is added to the embeddings; positions inside attention are settings of that mixer.
+        initialization: the rule of all linear maps and embeddings.
+        tie_word_embeddings: whether the head's matrix is the embedding's.
+        bos_token_id: what texts begin with.
+        eos_token_id: what texts end with.
+        pad_token_id: what rows are filled up with.
 
     Raises:
         ValueError: a block or layout that does not fit, naming the block, the key and the nearest valid one.
@@ -82,6 +96,10 @@ class ParibusConfig(PretrainedConfig):
         self.position = position
         self.initialization = initialization
         self._check()
+        if tie_word_embeddings and initialization == "mup":
+            raise ValueError(
+                "model: initialization 'mup' scales table and head apart; tie_word_embeddings must be false"
+            )
         super().__init__(  # type: ignore[call-arg]  # its fields are made by a decorator that mypy cannot follow
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
