@@ -69,16 +69,15 @@ def update(trainer: Trainer, batch: Batch, *, observe: bool = False) -> Update:
     norm = _clip(trainer)
     if observe:
         observer.keep_weights()
-    trainer.optimizer.step()
+    skipped = _step(trainer)
     trainer.optimizer.zero_grad()
     if trainer.average is not None:
         trainer.average.update(trainer.bare_model, step + 1)
-    scaler = trainer.accelerator.scaler
     return Update(
         losses=_values(trainer, losses),
         gradient_norm=norm,
         lr=lr,
-        skipped=scaler is not None and trainer.optimizer.step_was_skipped and scaler.get_scale() >= 1,
+        skipped=skipped,
         observed=observer.facts() if observe else {},
     )
 
@@ -138,6 +137,18 @@ def _clip(trainer: Trainer) -> float:
     clip_adaptively(parameters, optimizer.clip_adaptive, optimizer.clip_scope)
     nn.utils.clip_grad_norm_(parameters, limit)  # not the engine's, which would unscale again
     return float(norm)
+
+
+def _step(trainer: Trainer) -> bool:
+    """Let the optimizer step; returns whether it did not, and a smaller scale of the loss may help.
+
+    An overflow shows in the scale. The engine says only whether the scaler called the optimizer; fused ones are always
+    called, and find out for themselves.
+    """
+    scaler = trainer.accelerator.scaler
+    before = 0.0 if scaler is None else scaler.get_scale()
+    trainer.optimizer.step()
+    return scaler is not None and 1 <= scaler.get_scale() < before
 
 
 def _values(trainer: Trainer, losses: dict[str, Tensor]) -> dict[str, float]:
