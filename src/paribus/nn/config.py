@@ -16,11 +16,7 @@ DEFAULT_BLOCKS: dict[str, Any] = {"main": {"mixer": {"name": "attention"}, "chan
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One kind of block: which token mixer, channel mixer, residual scheme and norm.
-
-    Raises:
-        ValueError: a dropout that is not a probability.
-    """
+    """One kind of block: which token mixer, channel mixer, residual scheme and norm."""
 
     mixer: dict[str, Any]
     """``{"name": ..., "preset": ..., **settings of that mixer}``."""
@@ -31,10 +27,6 @@ class BlockConfig:
     norm: str = "rms_norm"
     dropout: float = 0.0
     """Of each branch's output, in training."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; 0 or more and less than 1 is needed")
 
 
 class ParibusConfig(PretrainedConfig):
@@ -79,27 +71,26 @@ class ParibusConfig(PretrainedConfig):
         position: str = "none",
         initialization: str = "fan_in",
         tie_word_embeddings: bool = False,
-        bos_token_id: int = 255,
-        eos_token_id: int = 255,
-        pad_token_id: int = 254,
+        bos_token_id: int | None = 255,
+        eos_token_id: int | list[int] | None = 255,
+        pad_token_id: int | None = 254,
         **transformers_keys: Any,  # transformers writes keys of its own (dtype, auto_map, ...) and reads them back here
     ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.max_position_embeddings = max_position_embeddings
-        self.blocks = {name: dict(block) for name, block in blocks.items()}
-        self.layout = list(layout)
+        self.blocks = _read_blocks(blocks)
+        self.layout = _read_layout(layout)
         self.causal = causal
         self.norm = norm
         self.embedding = asdict(read_settings(EmbeddingConfig, embedding or {}, "model: embedding"))
         self.position = position
         self.initialization = initialization
+        self.tie_word_embeddings = tie_word_embeddings
         self._check()
-        if tie_word_embeddings and initialization == "mup":
-            raise ValueError(
-                "model: initialization 'mup' scales table and head apart; tie_word_embeddings must be false"
-            )
+        for name, token in (("bos", bos_token_id), ("eos", eos_token_id), ("pad", pad_token_id)):
+            _check_token(name, token)
         super().__init__(  # type: ignore[call-arg]  # its fields are made by a decorator that mypy cannot follow
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
@@ -113,6 +104,16 @@ class ParibusConfig(PretrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model: {name} is {value!r}; a whole number of at least 1 is needed")
+        for name in ("norm", "position", "initialization"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"model: {name} is {value!r}; a name is needed")
+        for name in ("causal", "tie_word_embeddings"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"model: {name} is {value!r}; true or false is needed")
+        if self.tie_word_embeddings and self.initialization == "mup":
+            raise ValueError(
+                "model: initialization 'mup' scales table and head apart; tie_word_embeddings must be false"
+            )
         if not self.layout:
             raise ValueError("model: layout is empty; name at least one block")
         for name in self.layout:
@@ -123,8 +124,32 @@ class ParibusConfig(PretrainedConfig):
 
     def block(self, name: str) -> BlockConfig:
         """The settings of the block `name`, checked."""
-        return read_settings(BlockConfig, self.blocks[name], f"block '{name}'")
+        block = read_settings(BlockConfig, self.blocks[name], f"block '{name}'")
+        if not 0 <= block.dropout < 1:
+            raise ValueError(f"block '{name}': dropout is {block.dropout}; 0 or more and less than 1 is needed")
+        return block
 
     def layer_blocks(self) -> list[str]:
         """The block name of every layer: the layout repeated until `num_hidden_layers` are named."""
         return [self.layout[layer % len(self.layout)] for layer in range(self.num_hidden_layers)]
+
+
+def _read_blocks(blocks: Any) -> dict[str, Any]:
+    """A copy, so that the caller's stay as they are; what is in a block is checked when it is read."""
+    if not isinstance(blocks, Mapping):
+        raise ValueError(f"model: blocks is {blocks!r}; an object of blocks by name is needed")
+    return {name: dict(block) if isinstance(block, Mapping) else block for name, block in blocks.items()}
+
+
+def _read_layout(layout: Any) -> list[str]:
+    if not isinstance(layout, list | tuple) or not all(isinstance(name, str) for name in layout):
+        raise ValueError(f"model: layout is {layout!r}; a list of names of blocks is needed")
+    return list(layout)
+
+
+def _check_token(name: str, token: Any) -> None:
+    """transformers allows None, and several ends of a text."""
+    tokens = token if name == "eos" and isinstance(token, list) else [token]
+    for value in tokens:
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"model: {name}_token_id is {token!r}; the number of a token, or null, is needed")

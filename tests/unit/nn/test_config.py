@@ -65,6 +65,21 @@ def test_the_default_config_is_whole() -> None:
         ({"num_hidden_layers": 2.5}, "model: num_hidden_layers is 2.5"),
         ({"vocab_size": True}, "model: vocab_size is True"),
         ({"layout": []}, "model: layout is empty"),
+        ({"layout": [1]}, r"model: layout is \[1\]; a list of names of blocks is needed"),
+        ({"layout": None}, "model: layout is None; a list of names"),
+        ({"blocks": ["local"]}, r"model: blocks is \['local'\]; an object of blocks by name is needed"),
+        ({"blocks": {"main": "attention"}}, "block 'main': expected an object with keys, got 'attention'"),
+        ({"norm": 5}, "model: norm is 5; a name is needed"),
+        ({"position": None}, "model: position is None; a name is needed"),
+        ({"initialization": ["normal"]}, r"model: initialization is \['normal'\]; a name is needed"),
+        ({"causal": "no"}, "model: causal is 'no'; true or false is needed"),
+        ({"tie_word_embeddings": 1}, "model: tie_word_embeddings is 1; true or false is needed"),
+        ({"tie_word_embeddings": True, "initialization": "mup"}, "tie_word_embeddings must be false"),
+        ({"bos_token_id": "x"}, "model: bos_token_id is 'x'; the number of a token, or null, is needed"),
+        ({"eos_token_id": [1, 2.5]}, r"model: eos_token_id is \[1, 2.5\]; the number of a token"),
+        ({"pad_token_id": True}, "model: pad_token_id is True; the number of a token"),
+        ({"embedding": {"rank": -1}}, "embedding: rank is -1"),
+        (with_block(dropout=1.0), "block 'local': dropout is 1.0; 0 or more and less than 1 is needed"),
         ({**SMALL, "layout": ["lokal"]}, r"model: layout names the block 'lokal'; did you mean 'local'\?"),
         (with_block(mixr={}), r"block 'local': unknown key 'mixr'; did you mean 'mixer'\?"),
         (with_block(mixer="attention"), "block 'local': mixer is 'attention'; an object with keys is needed"),
@@ -82,7 +97,9 @@ def test_a_mistake_is_named_when_the_config_is_made(settings: dict[str, Any], me
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (with_block(norm="rms"), r"unknown norm 'rms'; did you mean 'rms_norm'\?"),
+        ({**SMALL, "norm": "rms"}, r"unknown norm 'rms'; did you mean 'rms_norm'\?"),
+        ({**SMALL, "position": "lerned"}, r"model: unknown position 'lerned'; did you mean 'learned'\?"),
+        (with_block(norm="rms"), r"block 'local': residual: unknown norm 'rms'; did you mean 'rms_norm'\?"),
         (
             with_block(mixer={"name": "atention"}),
             r"block 'local': mixer: unknown mixer 'atention'; did you mean 'attention'\?",
@@ -110,6 +127,18 @@ def test_parameters_are_counted_without_memory() -> None:
         assert (parameter_count(real) - 256 * 16 * (1 if tied else 2)) == sum(
             p.numel() for p in [*real.model.blocks.parameters(), *real.model.norm.parameters()]
         )
+
+
+def test_tokens_may_be_missing_or_several() -> None:
+    config = ParibusConfig(**SMALL, bos_token_id=None, eos_token_id=[3, 4], pad_token_id=None)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, [3, 4], None)
+
+
+def test_the_callers_blocks_stay_as_they_are() -> None:
+    blocks = {"main": {"mixer": {"name": "attention"}, "channel": None}}
+    config = ParibusConfig(blocks=blocks)
+    config.blocks["main"]["norm"] = "layer_norm"
+    assert "norm" not in blocks["main"]
 
 
 def test_keys_of_transformers_itself_pass() -> None:
