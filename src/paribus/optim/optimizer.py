@@ -18,6 +18,8 @@ from .registry import OPTIMIZERS
 from .roles import ROLES, RoleName, parameter_roles
 
 _RESERVED = {"params", "lr", "weight_decay", "maximize", "kwargs"}
+_DECOUPLE = {"weight_decouple", "decoupled_weight_decay"}
+"""What the classes call keeping weight decay out of the gradient."""
 _DECAYED: tuple[RoleName, ...] = ("matrix", "head")
 
 
@@ -104,8 +106,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def _construct(settings: Optimizer, members: Mapping[RoleName, list[nn.Parameter]]) -> torch.optim.Optimizer:
     cls, entry = _class_of(settings.name), OPTIMIZERS[settings.name]
     groups = [{"params": found, **_group_settings(settings, role)} for role, found in members.items() if found]
-    decoupled = {key: True for key in ("weight_decouple", "decoupled_weight_decay") if key in _settings_of(cls)}
-    chosen: dict[str, Any] = {**decoupled, **entry.settings, **settings.settings}
+    chosen: dict[str, Any] = dict.fromkeys(_DECOUPLE & _settings_of(cls), True)
+    chosen |= {**entry.settings, **settings.settings}
     chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
     try:
         optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **chosen)

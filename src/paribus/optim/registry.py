@@ -15,6 +15,7 @@ What torch and pytorch-optimizer have besides is not offered:
     demo distributedmuon                                              are for several processes
     muonclip spectralsphere                                           need the parts of attention; matrices alone
     lorarite sara                                                     are for fine-tuning
+    spam                                                              fails where a parameter has no gradient
     adalite rose                                                      are not published
 """
 
@@ -287,9 +288,6 @@ OPTIMIZERS: dict[str, Entry] = {
         "AdEMAMix with one first moment (Morwani et al. 2025, arXiv:2502.02431)", "pytorch_optimizer:SimplifiedAdEMAMix"
     ),
     "soap": Entry("Adam in the eigenvectors of Shampoo (Vyas et al. 2024, arXiv:2409.11321)", "pytorch_optimizer:SOAP"),
-    "spam": Entry(
-        "Adam that resets momentum and clips spikes (Huang et al. 2025, arXiv:2501.06842)", "pytorch_optimizer:SPAM"
-    ),
     "splus": Entry(
         "sign descent in the eigenvectors of Shampoo (Frans et al. 2025, arXiv:2506.07254)", "pytorch_optimizer:SPlus"
     ),

@@ -28,7 +28,7 @@ class SM3(torch.optim.Optimizer):
         self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         if not 0 <= momentum < 1:
-            raise ValueError(f"optimizer 'sm3': momentum is {momentum}; 0 or more and less than 1 is needed")
+            raise ValueError(f"momentum is {momentum}; 0 or more and less than 1 is needed")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
