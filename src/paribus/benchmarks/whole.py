@@ -116,7 +116,7 @@ def _run(shape: Shape, length: int, mixer: str) -> Run:
 
 def ours_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """As the training loop asks for it."""
-    return model(input_ids=inputs, shift_labels=targets, return_logits=False).loss
+    return model(input_ids=inputs, targets=targets, return_logits=False).loss
 
 
 def llama_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

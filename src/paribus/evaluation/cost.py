@@ -20,7 +20,7 @@ def training_flops_per_token(model: ParibusForCausalLM, sequence_length: int) ->
     device = next(model.parameters()).device
     tokens = torch.zeros(1, sequence_length, dtype=torch.long, device=device)
     with FlopCounter() as counter:
-        model(input_ids=tokens, shift_labels=tokens, return_logits=False).loss.backward()
+        model(input_ids=tokens, targets=tokens, return_logits=False).loss.backward()
     model.zero_grad(set_to_none=True)
     return counter.total / sequence_length
 

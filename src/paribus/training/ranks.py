@@ -119,7 +119,7 @@ def expect_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes == 1:
         return
     ids = torch.zeros(1, 2, dtype=torch.long, device=accelerator.device)
-    model(input_ids=ids, shift_labels=ids, return_logits=False).loss.backward()
+    model(input_ids=ids, targets=ids, return_logits=False).loss.backward()
     idle = any(parameter.grad is None for parameter in model.parameters())
     model.zero_grad(set_to_none=True)
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle)

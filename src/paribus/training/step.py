@@ -119,7 +119,7 @@ def _pieces(trainer: Trainer, batch: Batch) -> Iterator[tuple[dict[str, Tensor |
     for piece in rows.chunk(trainer.run.accumulation):
         inputs = {
             "input_ids": batch.tokens[piece, :-1].to(device),
-            "shift_labels": targets[piece].to(device),
+            "targets": targets[piece].to(device),
             "attention_mask": None if segments is None else segments[piece, :-1].to(device),
         }
         yield inputs, int((targets[piece] != IGNORE).sum()) * world / num_targets

@@ -63,7 +63,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
+        targets: Tensor | None = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool = True,
@@ -75,7 +75,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
 
         Args:
             labels: [B, T], the input ids themselves; shifted here. -100 carries no loss.
-            shift_labels: [B, T], already shifted: the target of each position.
+            targets: [B, T], already shifted: the target of each position.
             logits_to_keep: only the last so many positions (or the positions in a tensor); 0 is all.
             return_logits: False leaves the logits out, so that a training step never holds B · T · V numbers.
             z_loss: in training, weight of the mean of log(Σ exp logits)², which keeps logits from drifting.
@@ -95,11 +95,11 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         x = hidden.last_hidden_state
         if self.reduction is not None:
             x = self.reduction(x)
-        if shift_labels is None and labels is not None:
-            shift_labels = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+        if targets is None and labels is not None:
+            targets = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
         loss, losses = None, None
-        if shift_labels is not None:
-            loss, losses = self._losses(x, shift_labels, hidden.losses, z_loss)
+        if targets is not None:
+            loss, losses = self._losses(x, targets, hidden.losses, z_loss)
         logits = None
         if return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
