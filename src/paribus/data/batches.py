@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 
 from .corpus import prepare
+from .local import STREAM
+from .order import permutation
+from .shards import Shards
 from .tokenizers import BYTES, encode, fingerprint, load_tokenizer
-from .tokens import tokenized
+from .tokens import TokenStream, tokenized
 
 BLOCK = 1_024
 
@@ -37,7 +40,7 @@ class Data:
     """
 
     corpora: dict[str, float]
-    """Corpus (name, path or hf:NAME) -> weight; a corpus's share is its weight over the sum."""
+    """Corpus (name, path, hf:NAME or stream:NAME) -> weight; a corpus's share is its weight over the sum."""
     tokenizer: str = BYTES
     sequence_length: int = 256
     """Tokens of one sequence."""
@@ -88,10 +91,17 @@ class Batches:
         # Sorted, so that the order in which a mixture is written down changes nothing.
         self.names = sorted(data.corpora)
         self.corpora = {name: prepare(name, cache) for name in self.names}
-        self.streams = {
-            name: tokenized(corpus, "train", self.tokenizer, cache) for name, corpus in self.corpora.items()
+        self.shards = {
+            name: Shards(name, self.tokenizer, data.sequence_length, data.seed, cache)
+            for name in self.names
+            if name.startswith(STREAM)
         }
-        self.windows = {name: self._count_windows(name) for name in self.names}
+        self.streams = {
+            name: tokenized(corpus, "train", self.tokenizer, cache / "tokens")
+            for name, corpus in self.corpora.items()
+            if name not in self.shards
+        }
+        self.windows = {name: self._count_windows(name) for name in self.streams}
         self.places = apportion(data.corpora, BLOCK)
         for name, places in self.places.items():
             if places == 0:
@@ -103,8 +113,7 @@ class Batches:
         """Batch number `step`, from 0; it depends on nothing but the settings and the texts."""
         first = step * self.data.batch_size
         places = [self.window(number) for number in range(first, first + self.data.batch_size)]
-        T = self.data.sequence_length
-        tokens = np.stack([self.streams[name].ids[w * T : (w + 1) * T + 1] for name, w in places])
+        tokens = np.stack([self._tokens(*place) for place in places])
         segments = np.stack([self._documents(*place) for place in places]) if self.data.isolate_documents else None
         return Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
@@ -113,12 +122,14 @@ class Batches:
         )
 
     def window(self, number: int) -> tuple[str, int]:
-        """The corpus of sequence `number`, and which of the corpus's windows it is."""
+        """The corpus of sequence `number`, and which of the corpus's windows it is (of a stream: which visit)."""
         block, place = divmod(number, BLOCK)
         order = self._block_order(block)
         chosen = order[place]
         name = self.names[chosen]
         index = block * self.places[name] + int((order[:place] == chosen).sum())
+        if name in self.shards:
+            return name, index
         epoch, visit = divmod(index, self.windows[name])
         return name, int(self._epoch_order(name, epoch)[visit])
 
@@ -130,9 +141,10 @@ class Batches:
         """How often each corpus has been read after `step` steps."""
         block, place = divmod(step * self.data.batch_size, BLOCK)
         order = self._block_order(block)[:place]
+        read = {name: block * self.places[name] + int((order == index).sum()) for index, name in enumerate(self.names)}
         return {
-            name: (block * self.places[name] + int((order == index).sum())) / self.windows[name]
-            for index, name in enumerate(self.names)
+            name: self.shards[name].epochs(visits) if name in self.shards else visits / self.windows[name]
+            for name, visits in read.items()
         }
 
     def manifests(self) -> dict[str, Any]:
@@ -163,11 +175,22 @@ class Batches:
             )
         return (tokens - 1) // self.data.sequence_length
 
+    def _place(self, name: str, window: int) -> tuple[TokenStream, int]:
+        """The stream that a window is in, and where it begins there."""
+        if name in self.shards:
+            return self.shards[name].place(window)
+        return self.streams[name], window * self.data.sequence_length
+
+    def _tokens(self, name: str, window: int) -> np.ndarray:
+        """The ids of a window: [T + 1]."""
+        stream, start = self._place(name, window)
+        return stream.ids[start : start + self.data.sequence_length + 1]
+
     def _documents(self, name: str, window: int) -> np.ndarray:
         """The number, within the window, of the document that each token belongs to: [T + 1]."""
-        start = window * self.data.sequence_length
+        stream, start = self._place(name, window)
         positions = np.arange(start, start + self.data.sequence_length + 1)
-        document = np.searchsorted(self.streams[name].offsets, positions, side="right")
+        document = np.searchsorted(stream.offsets, positions, side="right")
         return document - document[0] + 1
 
     def _draw_block_order(self, block: int) -> np.ndarray:
@@ -224,13 +247,3 @@ def apportion(weights: Mapping[str, float], places: int) -> dict[str, int]:
     for name in by_remainder[: places - sum(shares.values())]:
         shares[name] += 1
     return shares
-
-
-def permutation(size: int, seed: int, purpose: str, index: int) -> np.ndarray:
-    """A permutation of range(size) that the other three decide, whatever the version of numpy.
-
-    Numpy keeps the raw output of its bit generators for ever, but not what its methods make of it.
-    """
-    key = hashlib.sha256(f"{seed} {purpose} {index}".encode()).digest()
-    raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(size)
-    return np.argsort(raw, kind="stable")

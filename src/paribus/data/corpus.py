@@ -12,7 +12,7 @@ import numpy as np
 
 from ..nn.settings import nearest
 from .cache import prepared_folder, stable_hash
-from .local import HubCorpus, LocalCorpus
+from .local import STREAM, HubCorpus, LocalCorpus, Shard
 from .source import EmbeddedCorpus, Source, registry
 
 SPLITS = ("train", "validation", "test")
@@ -73,7 +73,7 @@ class Corpus:
 
 
 def find_source(name: str) -> Source:
-    """The corpus of this name: an embedded one, ``hf:NAME``, or else a path.
+    """The corpus of this name: an embedded one, ``hf:NAME``, the first shard of ``stream:NAME``, or else a path.
 
     Raises:
         ValueError: none of these exists.
@@ -83,6 +83,8 @@ def find_source(name: str) -> Source:
         return embedded.component(name, EmbeddedCorpus)()
     if name.startswith("hf:"):
         return HubCorpus(name)
+    if name.startswith(STREAM):
+        return Shard(name, 0)
     if re.search(r"[/.#~]", name) or Path(name).exists():
         return LocalCorpus(name)
     raise ValueError(f"unknown corpus '{name}' (and no such file or folder); {nearest(name, embedded.names())}")
@@ -100,8 +102,12 @@ def prepare(name: str, cache: Path) -> Corpus:
     """
     source = find_source(name)
     stem = re.sub(r"\W+", "_", Path(name.partition("#")[0]).name or "corpus")[:40]
-    folder = cache / "corpora" / f"{stem}-{stable_hash([name, source.identity()])[:12]}"
-    return Corpus(name, folder, prepared_folder(folder, lambda place: _write(source, place)))
+    return prepare_source(source, cache / "corpora" / f"{stem}-{stable_hash([name, source.identity()])[:12]}")
+
+
+def prepare_source(source: Source, folder: Path) -> Corpus:
+    """The corpus that `source` becomes in `folder`; errors as in `prepare`."""
+    return Corpus(source.name, folder, prepared_folder(folder, lambda place: _write(source, place)))
 
 
 def split_of(document: bytes) -> str:

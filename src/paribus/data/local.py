@@ -16,6 +16,7 @@ WHOLE_FILE_BYTES = 65_536
 INSTALL = 'run: pip install "paribus[hub]"'
 TABLES = (".jsonl", ".parquet")
 TEXT_TYPES = ("string", "large_string", "string_view")
+STREAM = "stream:"
 HUB_NAME = re.compile(r"hf:(?P<name>[^@:#]+)(@(?P<revision>[^:#]+))?(:(?P<config>[^#]+))?(#(?P<field>.+))?")
 
 
@@ -93,20 +94,60 @@ class HubCorpus(Source):
     def identity(self) -> dict[str, Any]:
         return dict(self.parts)
 
-    def documents(self) -> Iterator[str]:
+    def load(self, streaming: bool) -> Any:
+        """The train split, downloaded first or streamed.
+
+        Raises:
+            ValueError: datasets is not installed, or cannot load it.
+        """
         try:
             import datasets
         except ImportError as problem:
             raise ValueError(f"corpus '{self.name}' needs datasets; {INSTALL}") from problem
-        revision, configuration = self.parts["revision"], self.parts["config"]
+        name, configuration, revision = (self.parts[key] for key in ("name", "config", "revision"))
         try:
-            rows = datasets.load_dataset(self.parts["name"], configuration, split="train", revision=revision)
+            return datasets.load_dataset(name, configuration, split="train", revision=revision, streaming=streaming)
         except Exception as problem:  # the library raises a dozen kinds for a wrong name and for no network
             reason = (str(problem) or type(problem).__name__).splitlines()[0]
             raise ValueError(f"corpus '{self.name}' cannot be loaded: {reason}") from problem
+
+    def documents(self) -> Iterator[str]:
+        rows = self.load(streaming=False)
         if getattr(rows.features.get(self.field), "dtype", None) not in TEXT_TYPES:
             raise ValueError(_no_text(self.name, self.field, rows.features))
         yield from (text for text in rows[self.field] if text is not None)
+
+
+class Shard(HubCorpus):
+    """One file of a data set, read as it comes and without the others: ``stream:NAME@REVISION:CONFIGURATION#FIELD``.
+
+    NAME may also be a folder of this machine.
+
+    Raises:
+        ValueError: the name has another form, or names no revision.
+    """
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__("hf:" + name.removeprefix(STREAM))
+        self.name, self.number = name, number
+        if self.parts["revision"] is None and not Path(str(self.parts["name"])).is_dir():
+            raise ValueError(f"corpus '{name}' has no @REVISION; files read one by one have to be of one edition")
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "shard": self.number}
+
+    def rows(self) -> Any:
+        """The whole data set, not yet downloaded; `num_shards` says of how many files it is."""
+        return self.load(streaming=True)
+
+    def documents(self) -> Iterator[str]:
+        rows = self.rows()
+        for row in rows.shard(num_shards=rows.num_shards, index=self.number):
+            text = row.get(self.field)
+            if self.field not in row or not isinstance(text, str | None):
+                raise ValueError(_no_text(self.name, self.field, row))
+            if text is not None:
+                yield text
 
 
 def pieces(text: str, characters: int) -> Iterator[str]:

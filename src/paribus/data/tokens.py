@@ -23,23 +23,23 @@ class TokenStream:
     offsets: np.ndarray
 
 
-def tokenized(corpus: Corpus, split: str, tokenizer: Any, cache: Path) -> TokenStream:
-    """The token stream of a split, made once for each content and tokenizer, and kept in the cache.
+def tokenized(corpus: Corpus, split: str, tokenizer: Any, place: Path) -> TokenStream:
+    """The token stream of a split, made once for each content and tokenizer, and kept in the folder `place`.
 
     Raises:
         ValueError: unknown split.
     """
     documents = corpus.documents(split)
 
-    def write(place: Path) -> dict[str, Any]:
+    def write(into: Path) -> dict[str, Any]:
         lengths = []
         end = np.array([tokenizer.eos_token_id], dtype=id_type(tokenizer))
-        with (place / "ids.bin").open("wb") as file:
+        with (into / "ids.bin").open("wb") as file:
             for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
                 for ids in encode(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE]):
                     file.write(np.concatenate([ids, end]).tobytes())
                     lengths.append(len(ids) + 1)
-        np.save(place / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+        np.save(into / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
         return {"corpus": corpus.name, "split": split, "tokens": sum(lengths)}
 
     names = (
@@ -48,7 +48,7 @@ def tokenized(corpus: Corpus, split: str, tokenizer: Any, cache: Path) -> TokenS
         corpus.manifest_hash[:12],
         fingerprint(tokenizer)[:12],
     )
-    folder = cache / "tokens" / "-".join(names)
+    folder = place / "-".join(names)
     prepared_folder(folder, write)
     ids = np.memmap(folder / "ids.bin", dtype=id_type(tokenizer), mode="r")
     return TokenStream(ids, np.load(folder / "offsets.npy"))

@@ -112,7 +112,7 @@ def test_epochs_count_what_was_read(mixture: Data, cache: Path) -> None:
 def test_nothing_held_out_is_trained_on(mixture: Data, cache: Path) -> None:
     for name in mixture.corpora:
         corpus = prepare(name, cache)
-        train = bytes(tokenized(corpus, "train", load_tokenizer("bytes"), cache).ids)
+        train = bytes(tokenized(corpus, "train", load_tokenizer("bytes"), cache / "tokens").ids)
         assert not any(text in train for split in ("validation", "test") for text in corpus.documents(split))
 
 
