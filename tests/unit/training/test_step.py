@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.nn import functional
 
 from paribus.data.batches import Batch, Batches
+from paribus.nn.backbone import ParibusModel
 from paribus.optim.clipping import clip_adaptively
 from paribus.training import loop, setup
 from paribus.training.journal import JOURNAL, read_journal
@@ -167,3 +169,42 @@ def test_a_missing_compiler_is_told_before_there_is_a_folder(
     with pytest.raises(ValueError, match="'no-such-compiler' is not found"):
         train(small.run(text, compile=True), tmp_path / "run", cache)
     assert not (tmp_path / "run").exists()
+
+
+OF_TORCH = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+"""The compiler itself makes objects of autograd functions."""
+
+
+def compiled_and_eager(run: Run, tmp_path: Path, cache: Path) -> None:
+    """Train twice; curves agree to rounding, and what is measured is never compiled."""
+    train(run, tmp_path / "eager", cache)
+    torch._dynamo.reset()
+    train(with_values(run, {"compile": True}), tmp_path / "compiled", cache)
+    compiled, eager = (read_journal(tmp_path / name / JOURNAL) for name in ("compiled", "eager"))
+    for one, other in zip(compiled, eager, strict=True):
+        for key in {"loss", "gradient_norm", "bits_per_byte", "activation_rms"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+    assert any("activation_rms" in event for event in compiled)
+
+
+@OF_TORCH
+def test_a_compiled_model_trains_as_the_eager_one(
+    text: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of the compiler but its last stage, which writes C++."""
+    compiled: list[ParibusModel] = []
+
+    def compile_without_cpp(self: ParibusModel, **options: Any) -> None:
+        compiled.append(self)
+        nn.Module.compile(self, backend="eager", **options)
+
+    monkeypatch.setattr(ParibusModel, "compile", compile_without_cpp)
+    compiled_and_eager(small.run(text, steps=4), tmp_path, cache)
+    assert len(compiled) == 1
+
+
+@OF_TORCH
+@pytest.mark.long
+@pytest.mark.parametrize("mixer", ["attention", "gla"])
+def test_a_model_in_cpp_trains_as_the_eager_one(mixer: str, text: Path, cache: Path, tmp_path: Path) -> None:
+    compiled_and_eager(small.run(text, mixer=mixer, steps=4), tmp_path, cache)
