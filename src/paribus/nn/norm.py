@@ -132,9 +132,10 @@ class LayerNorm(nn.Module):
 
 
 class L2Norm(nn.Module):
-    """x / max(‖x‖, 1e-16) ⊙ weight over the last axis, as Olmax (Nestler 2022): channels of 1/√D, unlike `rms_norm`.
+    """x / max(‖x‖, 1e-16) ⊙ weight over the last axis, as HomebrewNLP's Olmax (2022): channels of 1/√D.
 
-    Branches that read or write through it start small. At x = 0 the slope is 1e16.
+    Vectors are √D times shorter than those of `rms_norm`; what reads or writes through it starts small.
+    At x = 0 the slope is 1e16.
     """
 
     eps = 1e-16
