@@ -4,8 +4,8 @@ Two models that share a parameter name and shape start with equal bits there, wh
 random fill of a parameter draws from a generator of its own, keyed by (seed, parameter name).
 
 A rule knows the `Place` of what it fills: an ``nn.Linear`` or ``nn.Embedding``. Everything else keeps values of its
-own, whatever the rule: parameters that a module holds itself (decays, token matrices, convolutions, stacked experts) and
-maps that a published scheme of a mixer sets anew. So a branch that does not end in a map called ``output``, or adds
+own, whatever the rule: parameters that a module holds itself (decays, token matrices, convolutions, experts) and maps
+that a published scheme of a mixer sets anew. So a branch that does not end in a map called ``output``, or adds
 something to what that map gives, is outside of what a rule says of output maps.
 
 D is the model's width and L its number of layers; W is [outputs, inputs].
