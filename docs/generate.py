@@ -1,7 +1,8 @@
-"""The pages that are made of docstrings: a hook of mkdocs that reads the sources and imports nothing of them.
+"""The pages that are made of docstrings: a hook of mkdocs that reads the sources.
 
 One page for each kind of component lists every file of its folder: the module docstring, the settings and
-their defaults, the presets. One page for each layer of the library hands its modules to mkdocstrings.
+their defaults, the presets. What is put together at run time is a table of what `paribus list` prints. One page for
+each layer of the library hands its modules to mkdocstrings.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ KINDS = {
     "features": (PACKAGE / "nn" / "features.py", "What linear attention makes of queries and keys."),
     "norms": (PACKAGE / "nn" / "norm.py", "What stands before each mixer."),
     "initializations": (PACKAGE / "nn" / "initialization.py", "Where weights begin."),
+    "schedules": (PACKAGE / "optim" / "schedule.py", "The learning rate along a run."),
 }
 """A folder has one component in each file; a file has a dictionary of them by the kind's name in capitals."""
+TABLES = {
+    "positions": "How a model knows where a token stands.",
+    "optimizers": "The name is a run's `optimizer.name`; further settings are those of the class.",
+    "settings": "Everything that a run file may set and a study may vary, by its dotted path, with [default].",
+}
+"""Kinds whose page is what `paribus list` prints."""
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef
 LAYERS = ("nn", "data", "optim", "evaluation", "training", "publish", "studies", "benchmarks", "catalogue", "cli")
 
@@ -53,8 +61,9 @@ def pages() -> dict[str, str]:
     """The Markdown of every generated page by its path inside the documentation."""
     kinds = {kind: kind_page(kind, *place) for kind, place in KINDS.items() if place[0].exists()}
     layers = {layer: layer_page(layer) for layer in LAYERS if any(layer_modules(layer))}
+    tables = {kind: table_page(kind, introduction) for kind, introduction in TABLES.items()}
     return {
-        **{f"components/{kind}.md": text for kind, text in kinds.items()},
+        **{f"components/{kind}.md": text for kind, text in sorted({**kinds, **tables}.items())},
         **{f"reference/{layer}.md": text for layer, text in layers.items()},
     }
 
@@ -70,6 +79,16 @@ def kind_page(kind: str, place: Path, introduction: str) -> str:
         "\n".join(["| name | what it is |", "| --- | --- |", *rows]),
     ]
     return "\n\n".join([*parts, *(component(name, *where) for name, where in found.items())])
+
+
+def table_page(kind: str, introduction: str) -> str:
+    """A table of what `paribus list` prints of one kind."""
+    from paribus.catalogue import list_components
+
+    rows = [f"| `{name}` | {prose(line)} |" for name, line in list_components(kind)]
+    return "\n\n".join(
+        [f"# {kind.capitalize()}", introduction, "\n".join(["| name | what it is |", "| --- | --- |", *rows])]
+    )
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, tuple[Documented, Path]]]:

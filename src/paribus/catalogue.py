@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
+import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +19,8 @@ _FOLDERS = {"mixers": "nn/mixers", "channels": "nn/channels", "residuals": "nn/r
 def list_components(kind: str) -> Iterator[tuple[str, str]]:
     """(name, one line) of every component of `kind`; presets follow their component as ``name preset``.
 
+    The kind "settings" is every dotted path that a run file may set and a study may vary, with default and meaning.
+
     Components that are files are read as text, so that listing takes no time.
     """
     package = Path(__file__).parent
@@ -26,29 +31,44 @@ def list_components(kind: str) -> Iterator[tuple[str, str]]:
                 yield path.stem, _first_line(ast.get_docstring(tree))
                 for preset, settings in _presets(tree).items():
                     yield f"  {preset}", f"{path.stem} with {settings}"
+    elif kind == "settings":
+        yield from _settings()
     else:
         for name, value in _registered(kind).items():
-            yield name, _first_line(inspect.getdoc(value))
+            yield name, getattr(value, "summary", None) or _first_line(inspect.getdoc(value))
 
 
 def describe_component(kind: str, name: str, width: int, length: int) -> str:
     """The docstring, the settings with their defaults, and what the component costs at `width` and `length`.
 
+    Args:
+        kind: "mixers", "channels" or "residuals".
+
     Raises:
         ValueError: no such component, or a width it refuses.
     """
-    from paribus.nn.component import CHANNELS, MIXERS
+    from paribus.nn.component import CHANNELS, MIXERS, RESIDUALS
     from paribus.nn.mixer import Mixer
+    from paribus.nn.residual import Residual
 
-    registry = MIXERS if kind == "mixers" else CHANNELS
-    component = registry.component(name, Mixer)
+    base = Residual if kind == "residuals" else Mixer
+    registry = {"mixers": MIXERS, "channels": CHANNELS, "residuals": RESIDUALS}[kind]
+    component = registry.component(name, base)
     module = registry.module(name)
     lines = [inspect.getdoc(module) or "", "", "Settings:"]
     lines += [f"  {field.name} = {field.default!r}" for field in dataclasses.fields(component.Config)]
     lines += _module_presets(module)
+    measured = _parameters_of_residual(component, width) if base is Residual else _measured(component, width, length)
     lines += ["", f"Measured at width {width}, {length:,} tokens, defaults:"]
-    lines += [f"  {label:<24} {value}" for label, value in _measured(component, width, length)]
+    lines += [f"  {label:<24} {value}" for label, value in measured]
     return "\n".join(lines)
+
+
+def _parameters_of_residual(component: Any, width: int) -> Iterator[tuple[str, str]]:
+    from paribus.nn.mixer import Placement
+
+    scheme = component(Placement(width=width), component.Config(), "rms_norm", True)
+    yield "parameters", f"{sum(parameter.numel() for parameter in scheme.parameters()):,}, norms included"
 
 
 def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, str]]:
@@ -73,27 +93,65 @@ def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, st
     yield f"state after {length:,} tokens", f"{state_bytes(state):,} bytes"
 
 
+_DICTIONARIES = {
+    "decays": "nn.decay:DECAYS",
+    "features": "nn.features:FEATURES",
+    "norms": "nn.norm:NORMS",
+    "positions": "nn.position_catalogue:POSITIONS",
+    "hybrids": "nn.hybrids:HYBRIDS",
+    "initializations": "nn.initialization:INITIALIZATIONS",
+    "optimizers": "optim.registry:OPTIMIZERS",
+    "schedules": "optim.schedule:SCHEDULES",
+}
+"""Small registries that are dictionaries in one file, as module:name."""
+
+
 def _registered(kind: str) -> dict[str, Any]:
-    """Small registries that are dictionaries in one file."""
-    if kind == "decays":
-        from paribus.nn.decay import DECAYS
+    module, _, name = _DICTIONARIES[kind].partition(":")
+    return dict(getattr(importlib.import_module(f"paribus.{module}"), name))
 
-        return dict(DECAYS)
-    if kind == "features":
-        from paribus.nn.features import FEATURES
 
-        return dict(FEATURES)
-    if kind == "norms":
-        from paribus.nn.norm import NORMS
+def _settings() -> Iterator[tuple[str, str]]:
+    from paribus.nn.config import BlockConfig, ParibusConfig
+    from paribus.training.run import Run
 
-        return dict(NORMS)
-    if kind == "hybrids":
-        from paribus.nn.hybrids import HYBRIDS
+    yield from _fields(Run, "")
+    told = _told_arguments(ParibusConfig)
+    for name, parameter in inspect.signature(ParibusConfig.__init__).parameters.items():
+        if name not in ("self", "blocks", "transformers_keys"):
+            yield f"model.{name}", f"[{parameter.default!r}] {told[name]}"
+    yield from _fields(BlockConfig, "model.blocks.NAME.")
 
-        return dict(HYBRIDS)
-    from paribus.nn.initialization import INITIALIZATIONS
 
-    return dict(INITIALIZATIONS)
+def _fields(cls: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Every field of a settings dataclass, nested ones in their place, with its default and what it means."""
+    hints = typing.get_type_hints(cls)
+    told = _told_fields(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
+        elif f"{prefix}{field.name}" != "model":
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            shown = "" if default is dataclasses.MISSING else f"[{default!r}] "
+            yield f"{prefix}{field.name}", f"{shown}{told.get(field.name, '')}".strip()
+
+
+def _told_fields(cls: type) -> dict[str, str]:
+    """Field -> the text that follows it in the source, on one line."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef), "the source of a class is one"
+    told = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            told[ast.unparse(field.target)] = " ".join(str(after.value.value).split())
+    return told
+
+
+def _told_arguments(cls: type) -> dict[str, str]:
+    """Argument -> what the section ``Args`` of the class's docstring says of it, on one line."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(cls) or "", re.MULTILINE | re.DOTALL)
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _presets(tree: ast.Module) -> dict[str, str]:

@@ -96,11 +96,20 @@ def test_every_mixer_makes_a_closed_folder(name: str, tmp_path: Path) -> None:
 
 def test_only_what_the_model_needs_is_shipped() -> None:
     texts, renamed = flatten(blocks("attention", "glu"))
-    assert {"mixers_attention", "kernels_attention", "channels_glu", "tasks_causal_lm"} <= set(texts)
-    assert [name for name in texts if name.startswith(("mixers_", "channels_"))] == [
-        name for name in texts if name in ("mixers_attention", "channels_glu")
+    assert {"mixers_attention", "kernels_attention", "channels_glu", "residuals_pre", "tasks_causal_lm"} <= set(texts)
+    assert [name for name in texts if name.startswith(("mixers_", "channels_", "residuals_"))] == [
+        name for name in texts if name in ("mixers_attention", "channels_glu", "residuals_pre")
     ]
-    assert renamed == blocks("attention", "glu")
+    defaults = {"residual": {"name": "pre"}, "norm": "rms_norm", "dropout": 0.0}
+    assert renamed == {"main": {**blocks("attention", "glu")["main"], **defaults}}
+
+
+def test_a_block_without_a_channel_mixer_ships_none() -> None:
+    texts, renamed = flatten({"main": {"mixer": {"name": "mamba"}, "channel": None, "residual": {"name": "rezero"}}})
+    assert not [name for name in texts if name.startswith("channels_")]
+    assert "residuals_rezero" in texts
+    assert "residuals_pre" not in texts
+    assert renamed["main"]["channel"] is None
 
 
 def test_the_entry_names_real_things() -> None:
