@@ -153,7 +153,9 @@ OPTIMIZERS: dict[str, Entry] = {
         "the direction of momentum, the size of the gradient (Kegreisz 2025, arXiv:2508.18258)", "pytorch_optimizer:Ano"
     ),
     "apollodqn": Entry(
-        "diagonal quasi-Newton (Ma 2020, arXiv:2009.13586)", "pytorch_optimizer:ApolloDQN", {"warmup_steps": 0}
+        "diagonal quasi-Newton (Ma 2020, arXiv:2009.13586)",
+        "pytorch_optimizer:ApolloDQN",
+        {"warmup_steps": 0, "weight_decay_type": "decoupled"},
     ),
     "avagrad": Entry(
         "Adam with delayed, normalised step sizes (Savarese et al. 2021, arXiv:1912.01823)", "pytorch_optimizer:AvaGrad"
@@ -214,7 +216,11 @@ OPTIMIZERS: dict[str, Entry] = {
         "dual averages of AdaGrad with momentum (Defazio and Jelassi 2021, arXiv:2101.11075)",
         "pytorch_optimizer:MADGRAD",
     ),
-    "mars": Entry("AdamW with reduced variance (Yuan et al. 2024, arXiv:2411.10438)", "pytorch_optimizer:MARS"),
+    "mars": Entry(
+        "AdamW with reduced variance (Yuan et al. 2024, arXiv:2411.10438)",
+        "pytorch_optimizer:MARS",
+        {"optimize_1d": True},
+    ),
     "muon": Entry(
         "orthogonalised momentum for matrices, AdamW for the rest (Jordan et al. 2024)",
         "pytorch_optimizer:Muon",
