@@ -67,8 +67,9 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool = True,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         z_loss: float = 0.0,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Run the model; arguments not named here are those of the backbone.
@@ -78,19 +79,23 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             targets: [B, T], already shifted: the target of each position.
             logits_to_keep: only the last so many positions (or the positions in a tensor); 0 is all.
             return_logits: False leaves the logits out, so that a training step never holds B · T · V numbers.
+            output_attentions: not true, which raises ValueError; peft says None.
+            return_dict: False returns a tuple.
             z_loss: in training, weight of the mean of log(Σ exp logits)², which keeps logits from drifting.
 
         Returns:
             loss (mean, nats; in training the sum of `losses`, else the cross entropy alone), logits [B, T, V],
             past_key_values, hidden_states.
         """
+        if output_attentions:
+            raise ValueError("output_attentions is true; this model returns no attention weights")
         hidden = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=bool(output_hidden_states),
         )
         x = hidden.last_hidden_state
         if self.reduction is not None:
@@ -111,7 +116,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             hidden_states=hidden.hidden_states,
             losses=losses,
         )
-        return output if return_dict else output.to_tuple()
+        return output if return_dict is not False else output.to_tuple()
 
     def _losses(
         self, x: Tensor, targets: Tensor, others: dict[str, Tensor] | None, z_loss: float
