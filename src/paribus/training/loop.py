@@ -28,7 +28,7 @@ from .folder import open_record, read_result
 from .journal import JOURNAL, Journal, read_journal
 from .measure import UNMEASURED, Measure
 from .model import check_model
-from .ranks import alike, check_batch, locked_by_one, of_main, seed_step, together
+from .ranks import alike, check_launch, locked_by_one, of_main, seed_step, together
 from .run import Run
 from .setup import check_engine, find_kernels, make_accelerator, set_up
 from .step import update
@@ -83,7 +83,7 @@ def train(
         check_trackers(trackers)
         steps = None if trace is None else TracedSteps.parse(trace)
         accelerator = make_accelerator(run, trackers, folder)
-        check_batch(accelerator, run)
+        check_launch(accelerator, run)
     with together(accelerator):
         batches = Batches(run.data, cache)
         _check_tokenizer(run, batches)

@@ -23,6 +23,7 @@ from .folder import locked
 from .run import Run
 
 Value = TypeVar("Value")
+_DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU"}
 
 
 class FailedElsewhere(RuntimeError):
@@ -98,12 +99,20 @@ def check_equal(accelerator: Accelerator, value: Any, what: str) -> None:
             raise ValueError(f"the processes of this run see different {what}: {found}; they need one shared folder")
 
 
-def check_batch(accelerator: Accelerator, run: Run) -> None:
-    """Refuse a batch that the ranks cannot share out evenly.
+def check_launch(accelerator: Accelerator, run: Run) -> None:
+    """Refuse ranks that split the model, or that cannot share a batch out evenly.
 
     Raises:
-        ValueError: some rank, or some piece of its share, would get fewer sequences than others.
+        ValueError: launched with anything but data parallelism; or some rank, or some piece of its share, would get
+            fewer sequences than others.
     """
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    kind = "FSDP" if sharded else accelerator.distributed_type.value
+    if kind not in _DATA_PARALLEL:
+        raise ValueError(
+            f"run: launched with {kind}, which splits the model; only data parallelism is offered, "
+            "a whole model on each device (distributed_type: MULTI_GPU)"
+        )
     world = accelerator.num_processes
     if run.data.batch_size % (world * run.accumulation):
         needed = f"a multiple of {world} processes x accumulation {run.accumulation} is needed"
