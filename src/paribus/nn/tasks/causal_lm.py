@@ -80,7 +80,6 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             logits_to_keep: only the last so many positions (or the positions in a tensor); 0 is all.
             return_logits: False leaves the logits out, so that a training step never holds B · T · V numbers.
             output_attentions: not true, which raises ValueError; peft says None.
-            return_dict: False returns a tuple.
             z_loss: in training, weight of the mean of log(Σ exp logits)², which keeps logits from drifting.
 
         Returns:
