@@ -57,7 +57,7 @@ class Observer:
         """What the journal gets to know after the step; forgotten then. A number that is not finite is None.
 
         ``update_ratios``: by role, norm of the update over norm of the weights before it; ``activation_rms`` and
-        ``activation_max``: by layer, of all elements of the block's output.
+        ``activation_max``: by layer, of all elements of the block's output, all its streams together.
         """
         ratios = {role: _ratio(kept, self._weights[role]) for role, kept in self._kept.items()}
         rms, largest = [], []
@@ -72,7 +72,8 @@ class Observer:
     def _see(self, layer: int, block: nn.Module, arguments: Any, output: tuple[Tensor, Any]) -> None:
         if not (self.wanted and block.training):
             return
-        x = output[0].detach().float()
+        streams = [output[0]] if isinstance(output[0], Tensor) else [x for x in output[0] if isinstance(x, Tensor)]
+        x = torch.stack([stream.detach().float() for stream in streams])
         largest = x.abs().amax()
         scale = largest.clamp(min=torch.finfo(x.dtype).tiny)
         self._seen[layer].append(((x / scale).square().mean().sqrt() * scale, largest))  # squares do not overflow
