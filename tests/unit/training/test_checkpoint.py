@@ -12,7 +12,8 @@ from torch import nn
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.training import checkpoint
-from paribus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from paribus.training.average import Average
+from paribus.training.checkpoint import Progress, load_checkpoint, load_evaluated, save_checkpoint
 
 Parts = tuple[nn.Module, torch.optim.Optimizer]
 
@@ -113,3 +114,23 @@ def test_the_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, *parts(tied=False))
     with pytest.raises(ValueError, match="holds other tensors"):
         load_checkpoint(tmp_path, *parts(width=16))
+
+
+def test_evaluated_weights_lie_beside_the_trained_ones(tmp_path: Path) -> None:
+    model, optimizer = parts()
+    average = Average(model, 0.5)
+    for number in (1, 2):
+        step(model, optimizer)
+        average.update(model, number)
+        save_checkpoint(tmp_path, model, optimizer, Progress(number), average)
+    expected = {name: tensor.clone() for name, tensor in average.tensors.items()}
+    other, _ = parts()
+    assert load_evaluated(tmp_path, other) == 2
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in other.named_parameters())
+    step(model, optimizer)
+    average.update(model, 3)
+    assert load_checkpoint(tmp_path, model, optimizer, average=average).step == 2
+    assert all(torch.equal(average.tensors[name], tensor) for name, tensor in expected.items())
+    (tmp_path / "00000002" / "evaluated.safetensors").unlink()
+    assert load_evaluated(tmp_path, other) == 1
+    assert load_checkpoint(tmp_path, model, optimizer, average=average).step == 1
