@@ -111,10 +111,19 @@ def _training_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help=text)
 
 
+def _memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--depths", nargs="+", type=positive, default=[16, 64], help="layers")
+    parser.add_argument("--width", type=positive, default=128)
+    parser.add_argument("--length", type=positive, default=512, help="tokens in a row")
+    _tokens(parser, 2048)
+    parser.add_argument("--mixer", default="attention", metavar="NAME")
+
+
 BENCHMARKS: dict[str, tuple[str, Add]] = {
     "kernels": ("each kernel beside softmax attention and its own step-by-step reference", _kernels),
     "models": ("training steps of whole models beside attention, Llama and published Mambas", _models),
     "decoding": ("milliseconds and state bytes of one more token after a long prompt", _decoding),
+    "memory": ("peak memory of a training step: plain, gradient checkpointing, reversible", _memory),
     "precision": ("training steps in bfloat16 beside float32", _precision),
     "training_speed": ("our transformer beside transformers' Llama with the same weights", _training_speed),
 }

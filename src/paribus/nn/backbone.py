@@ -18,6 +18,7 @@ from .embedding import Embedding, EmbeddingConfig
 from .initialization import get_initialization, initialize_module, mark_places
 from .mixer import Context, Placement, make_context
 from .norm import make_norm
+from .residual import Stream
 from .state import State
 
 
@@ -58,9 +59,21 @@ class ParibusModel(ParibusPreTrainedModel):
         placement = Placement(config.hidden_size, causal=config.causal, max_length=config.max_position_embeddings)
         self.position = make_absolute_position(config.position, placement)
         self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
+        self._check_streams()
         self.norm = make_norm(config.norm, config.hidden_size)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def _check_streams(self) -> None:
+        """All blocks carry as many residual streams, or the one cannot read what the other writes."""
+        first, *others = (self._block_at(layer).residual.streams for layer in range(len(self.blocks)))
+        names = self.config.layer_blocks()
+        for name, streams in zip(names[1:], others, strict=True):
+            if streams != first:
+                raise ValueError(
+                    f"block '{name}': residual: its scheme carries {streams} streams; that of block '{names[0]}' "
+                    f"carries {first}, and all blocks of a model must carry as many"
+                )
 
     @property
     def num_states(self) -> int:
@@ -107,11 +120,15 @@ class ParibusModel(ParibusPreTrainedModel):
             x, states[-1] = self.position(x, segments=segments, state=states[-1], keep_state=cache is not None)
         hidden_states = [x]
         context = make_context(self.blocks)
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block), "made in __init__"
-            x, states[layer] = self._block(block, x, segments, states[layer], cache is not None, context)
-            hidden_states.append(x)
-        x = self.norm(x)
+        scheme = self._block_at(0).residual
+        recompute = torch.is_grad_enabled() and cache is None and not output_hidden_states
+        stream = scheme.start(x, recompute)
+        for layer in range(len(self.blocks)):
+            block = self._block_at(layer)
+            stream, states[layer] = self._block(block, stream, segments, states[layer], cache is not None, context)
+            if output_hidden_states:
+                hidden_states.append(scheme.end(stream).to(x.dtype))
+        x = self.norm(scheme.end(stream).to(x.dtype))
         if cache is not None:
             cache.store(states, x.shape[1])
         output = BackboneOutput(
@@ -122,11 +139,16 @@ class ParibusModel(ParibusPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
+    def _block_at(self, layer: int) -> Block:
+        block = self.blocks[layer]
+        assert isinstance(block, Block), "made in __init__"
+        return block
+
     def _block(
-        self, block: Block, x: Tensor, segments: Tensor | None, state: State, keep_state: bool, context: Context
-    ) -> tuple[Tensor, State]:
+        self, block: Block, x: Stream, segments: Tensor | None, state: State, keep_state: bool, context: Context
+    ) -> tuple[Stream, State]:
         arguments = (x, segments, state, keep_state, context)
-        if self.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing and self.training and block.residual.streams == 1:
             return self._gradient_checkpointing_func(block.__call__, *arguments)
         return block(*arguments)
 

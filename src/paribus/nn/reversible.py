@@ -2,9 +2,9 @@
 
     (x0, x1) ↦ (x1, y),  y = x0 + f(norm(x1))          inverted: x0 = y − f(norm(x1))
 
-`couple` with a `Tape` keeps no activation of a branch. The tape holds the last pair of streams; the backward pass,
-which reaches the couplings from the last to the first, computes each branch again with gradients and subtracts it, and
-so has the pair that the coupling before needs.
+`couple` with a `Tape` keeps no activation of a branch, `finish` keeps the last pair of streams. The backward pass, from
+the last coupling to the first, computes each branch again with gradients and subtracts it, and so has the pair that the
+coupling before needs; the tape passes it on.
 
 Everything that a branch reads is an input of an autograd function and everything that it writes an output: the streams,
 its parameters, what `Context` shares. So autograd itself adds up what several layers contribute, parameters' hooks run,
@@ -13,14 +13,15 @@ and gradients arrive layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from .mixer import Context
 from .residual import Branch
@@ -28,117 +29,164 @@ from .residual import Branch
 
 @dataclass(eq=False)
 class Tape:
-    """The pair of streams after some coupling of one forward: after the last, and in the backward pass at each."""
+    """How many couplings one forward has made, and in its backward pass the pair of streams between two of them."""
 
     length: int = 0
-    """How many couplings the forward pass has made."""
-    last: tuple[Tensor, Tensor] | None = None
-    """The pair after all of them; kept, so that a retained graph can be walked again."""
     place: int = 0
     here: tuple[Tensor, Tensor] | None = None
-    """The pair after the first `place` couplings, on the way back."""
+    """The pair after the first `place` couplings."""
 
-    def record(self, x1: Tensor, y: Tensor) -> int:
-        """Note the pair after one coupling more, and say which it is, counted from 1."""
-        self.length += 1
-        self.last = x1.detach(), y.detach()
-        return self.length
+    def invert(self, number: int, f: Tensor) -> None:
+        """Go back over coupling `number`, whose branch has given `f`."""
+        x1, y = self.after(number)
+        # The last two streams are what the forward pass keeps; a retained graph may need them again.
+        x0 = y - f if number >= self.length - 1 else y.sub_(f)
+        self.place, self.here = number - 1, (x0, x1)
 
     def after(self, number: int) -> tuple[Tensor, Tensor]:
-        """The pair after coupling `number`, the last one or the one before that which was just inverted.
+        """The pair after coupling `number`.
 
         Raises:
-            ValueError: the backward pass begins elsewhere.
+            ValueError: the backward pass is elsewhere.
         """
-        found = self.last if number == self.length else self.here
-        if found is None or number not in (self.length, self.place):
+        if self.here is None or number != self.place:
             raise ValueError(
-                "a gradient enters a reversible model between its blocks, and no pair of streams is kept there; "
-                "take hidden states with output_hidden_states=True, which keeps all of them"
+                "a gradient enters a reversible model elsewhere than at its end, where no streams are kept; "
+                "call the model with output_hidden_states=True, which keeps everything"
             )
-        return found
-
-    def rewind(self, number: int, x0: Tensor, x1: Tensor) -> None:
-        """Note the pair before coupling `number`."""
-        self.place, self.here = number - 1, (x0, x1)
+        return self.here
 
 
 class Pair(NamedTuple):
-    """Two streams [B, T, D], and the tape if the backward pass shall invert."""
+    """Two streams [B, T, D]."""
 
     first: Tensor
     second: Tensor
+    narrow: torch.dtype
+    """The model's own type; the streams may be wider."""
     tape: Tape | None
+    """Given if the backward pass shall invert."""
 
 
 def couple(pair: Pair, norm: nn.Module, branch: Branch) -> Pair:
     """(x0, x1) -> (x1, x0 + branch(norm(x1)))."""
+    x0, x1, narrow, tape = pair
+    if tape is None:
+        return Pair(x1, x0 + _run(norm, branch, x1, narrow), narrow, None)
+    context = branch.context or Context()
+    half = _Half(_Modules(norm, branch.part), branch, context, narrow, tape)
+    return Pair(x1, _recorded(x0, x1, half, context), narrow, tape)
+
+
+def finish(pair: Pair) -> Tensor:
+    """x0 + x1, where the backward pass begins."""
     if pair.tape is None:
-        return Pair(pair.second, pair.first + _run(norm, branch, pair.second), None)
-    return Pair(pair.second, _recorded(pair, pair.tape, norm, branch), pair.tape)
+        return pair.first + pair.second
+    return _finished(pair.first, pair.second, pair.tape)
 
 
-def _run(norm: nn.Module, branch: Branch, x: Tensor) -> Tensor:
-    """The branch in its own precision, as the streams may be wider than the model."""
-    x = norm(x)
-    narrow = next((p.dtype for p in branch.part.parameters() if p.is_floating_point()), x.dtype)
+@torch.compiler.disable
+def _finished(x0: Tensor, x1: Tensor, tape: Tape) -> Tensor:
+    total: Tensor = _Sum.apply(x0, x1, tape)
+    return total
+
+
+def _run(norm: nn.Module, branch: Branch, x: Tensor, narrow: torch.dtype) -> Tensor:
+    """The branch in the model's type, the norm in that or in float32."""
+    x = norm(x.to(torch.promote_types(narrow, torch.float32)))
     return branch(x.to(narrow))
 
 
 @torch.compiler.disable
-def _recorded(pair: Pair, tape: Tape, norm: nn.Module, branch: Branch) -> Tensor:
+def _recorded(x0: Tensor, x1: Tensor, half: _Half, context: Context) -> Tensor:
     """The new stream; it has no graph of its own but the way to invert it."""
-    context = branch.context or Context()
-    shared = [(name, layer) for name, layers in context.shared.items() for layer in layers]
-    half = _Half(norm, branch, tape, shared, None if context.first_value is None else context.first_value[0])
-    inputs = [None if context.first_value is None else context.first_value[1]]
-    inputs += [context.shared[name][layer] for name, layer in shared]
-    y, first_value, *losses = _Coupling.apply(half, pair.first, pair.second, *inputs, *half.parameters)
+    y, first_value, *losses = _Coupling.apply(half, x0, x1, *half.shared(context), *half.modules.parameters())
     if first_value is not None:
-        context.first_value = (branch.part.placement.layer, first_value)
+        context.first_value = (half.branch.part.placement.layer, first_value)
     for name, value in zip(half.losses, losses, strict=True):
         context.add_loss(name, value)
     new: Tensor = y
     return new
 
 
+class _Modules(nn.Module):
+    """All that has parameters in one half of a block."""
+
+    def __init__(self, norm: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.part = part
+
+    def forward(self, branch: Branch, x: Tensor, narrow: torch.dtype) -> Tensor:
+        """The branch, which calls `part`, of the normed stream."""
+        return _run(self.norm, branch, x, narrow)
+
+
 @dataclass(eq=False)
 class _Half:
-    """One branch with all that it takes to compute it again; no tensor that has a graph, which would be a cycle."""
+    """One half of a block with all that it takes to compute it again."""
 
-    norm: nn.Module
+    modules: _Modules
     branch: Branch
+    context: InitVar[Context]
+    narrow: torch.dtype
     tape: Tape
-    shared: list[tuple[str, int]]
-    """Name and layer of what `Context.shared` held."""
-    first_layer: int | None
-    """The layer of `Context.first_value` before this branch."""
     number: int = 0
     losses: list[str] = field(default_factory=list)
-    """What this branch adds to the loss, by name."""
+    """What the branch adds to the loss, by name."""
 
-    def __post_init__(self) -> None:
-        context = replace(self.branch.context or Context(), shared={}, first_value=None, losses={})
-        self.branch = replace(self.branch, context=context)
-        parameters = dict.fromkeys([*self.norm.parameters(), *self.branch.part.parameters()])
-        self.parameters = list(parameters)
+    def __post_init__(self, context: Context) -> None:
+        self.keys = [(name, layer) for name, layers in context.shared.items() for layer in layers]
+        self.first_layer = None if context.first_value is None else context.first_value[0]
+        # What is kept for the backward pass holds no tensor that has a graph: it would hold this half in turn.
+        bare = replace(context, shared={}, first_value=None, losses={})
+        self.branch = replace(self.branch, context=bare)
+
+    def shared(self, context: Context) -> list[Tensor | None]:
+        """The tensors of `context` that the branch may read: the first value, if there is one, and the others."""
+        first_value = None if context.first_value is None else context.first_value[1]
+        return [first_value, *(context.shared[name][layer] for name, layer in self.keys)]
 
     def compute(
-        self, x1: Tensor, first_value: Tensor | None, shared: list[Tensor]
+        self, x1: Tensor, shared: Sequence[Tensor | None], parameters: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The branch of norm(x1); and the first value, if this branch wrote it, and the losses."""
+        """The branch of norm(x1); and the first value, if this branch wrote it, and the losses.
+
+        Args:
+            shared: what the branch may read.
+            parameters: to be used in place of the modules' own.
+        """
         base = self.branch.context
         assert base is not None, "made in __post_init__"
         context = replace(base, shared={}, losses={})
-        for (name, layer), value in zip(self.shared, shared, strict=True):
+        for (name, layer), value in zip(self.keys, shared[1:], strict=True):
+            assert value is not None, "only the first value may be missing"
             context.shared.setdefault(name, {})[layer] = value
-        if self.first_layer is not None and first_value is not None:
-            context.first_value = (self.first_layer, first_value)
+        if self.first_layer is not None and shared[0] is not None:
+            context.first_value = (self.first_layer, shared[0])
         before = context.first_value
-        f = _run(self.norm, replace(self.branch, context=context), x1)
+        arguments = (replace(self.branch, context=context), x1, self.narrow)
+        f = self.modules(*arguments) if parameters is None else functional_call(self.modules, parameters, arguments)
         self.losses = list(context.losses)
         written = None if context.first_value is before or context.first_value is None else context.first_value[1]
         return f, [written, *context.losses.values()]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of the last pair, the only one that is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor, x1: Tensor, tape: Tape) -> Tensor:
+        ctx.tape = tape
+        ctx.save_for_backward(x0, x1)
+        return x0 + x1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x0, x1 = ctx.saved_tensors
+        ctx.tape.place, ctx.tape.here = ctx.tape.length, (x0.detach(), x1.detach())
+        return gradients[0], gradients[0], None
 
 
 class _Coupling(torch.autograd.Function):
@@ -146,34 +194,34 @@ class _Coupling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, half: _Half, x0: Tensor, x1: Tensor, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        first_value, *shared = inputs[: 1 + len(half.shared)]
-        given = [x for x in shared if x is not None]  # all of them; only the first value may be missing
+        shared = inputs[: 1 + len(half.keys)]
         ctx.half, ctx.conditions = half, _Conditions(x1.device)
-        ctx.save_for_backward(first_value, *shared)
+        ctx.save_for_backward(*shared)
         ctx.set_materialize_grads(False)
         with ctx.conditions.autocast():
-            f, others = half.compute(x1, first_value, given)
+            f, others = half.compute(x1, shared)
         y = x0 + f
-        half.number = half.tape.record(x1, y)
+        half.tape.length += 1
+        half.number = half.tape.length
         return y, *others
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         half: _Half = ctx.half
-        x1, y = half.tape.after(half.number)
-        x1 = _leaf(x1)
-        first_value = None if ctx.saved_tensors[0] is None else _leaf(ctx.saved_tensors[0])
-        shared = [_leaf(x) for x in ctx.saved_tensors[1:]]
+        x1 = _leaf(half.tape.after(half.number)[0])
+        shared = [None if x is None else _leaf(x) for x in ctx.saved_tensors]
+        # Leaves of their own: the parameters' hooks shall see the gradients once, when autograd gets them from here.
+        parameters = {name: _leaf(p, p.requires_grad) for name, p in half.modules.named_parameters()}
         with torch.enable_grad(), ctx.conditions.again():
-            f, others = half.compute(x1, first_value, shared)
-        half.tape.rewind(half.number, y - f.detach(), x1.detach())
-        leaves = [x1, first_value, *shared, *half.parameters]
+            f, others = half.compute(x1, shared, parameters)
+        half.tape.invert(half.number, f.detach())
+        leaves = [x1, *shared, *parameters.values()]
         return None, gradients[0], *_differentiate([f, *others], gradients, leaves)
 
 
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().requires_grad_()
+def _leaf(x: Tensor, differentiable: bool = True) -> Tensor:
+    return x.detach().requires_grad_(differentiable)
 
 
 def _differentiate(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from paribus.benchmarks import record, whole
+from paribus.benchmarks import memory, record, whole
 from paribus.benchmarks.kernels import CASES, WITHOUT_REFERENCE, saved_bytes
 from paribus.benchmarks.timing import interleaved, ratios
 from paribus.cli import main
@@ -105,10 +108,25 @@ def test_precision_and_training_speed(tmp_path: Path) -> None:
     assert [row["model"] for row in found] == ["llama", "attention"]
 
 
+def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        way, mixer, *sizes = command[3:]
+        found = memory.measure(way, mixer, *map(int, sizes[:-1]))
+        found["bytes"] += 1  # so small a step may find all its memory already there
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(found))
+
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=here))
+    sizes = ["--depths", "1", "2", "--width", "32", "--length", "16", "--tokens", "16", "--rounds", "1"]
+    found = run(tmp_path, "memory", *sizes)
+    assert [(row["layers"], row["way"]) for row in found] == [(depth, way) for depth in "12" for way in memory.WAYS]
+    assert all(int(row["parameters"]) > 0 and float(row["milliseconds_median"]) > 0 for row in found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["kernels", "--kernels", "scn"], "unknown kernel 'scn'; did you mean 'scan'?"),
+        (["memory", "--mixer", "glaa"], "unknown mixer 'glaa'; did you mean 'gla'?"),
         (["models", *SMALL, "--mixers", "glaa"], "unknown mixer 'glaa'; did you mean 'gla'?"),
         (["decoding", "--lengths", "16", "--mixers", "gla:x"], "unknown preset 'x' of 'gla'"),
     ],
@@ -122,14 +140,14 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 
 def test_without_a_name_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, dict[str, Any]]] = []
-    for name in ("kernels", "models", "decoding", "precision", "training_speed"):
+    for name in ("kernels", "models", "decoding", "memory", "precision", "training_speed"):
 
         def noted(name: str = name, **options: Any) -> None:
             called.append((name, options))
 
         monkeypatch.setattr(f"paribus.benchmarks.{name}.bench", noted)
     assert main(["bench"]) == 0
-    assert [name for name, _ in called] == ["kernels", "models", "decoding", "precision", "training_speed"]
+    assert [name for name, _ in called] == ["kernels", "models", "decoding", "memory", "precision", "training_speed"]
     assert all(options["rounds"] == 7 and options["threads"] == 1 for _, options in called)
 
 
