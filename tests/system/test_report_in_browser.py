@@ -66,25 +66,27 @@ def picture(page: Page, chart: str) -> str:
 
 
 def test_tables_and_charts_are_there(page: Page) -> None:
-    assert page.locator("table").count() == 6
+    assert page.locator("table").count() == 8
     assert page.locator("#verdict table >> nth=0").locator("tbody tr").count() == 8
     assert page.locator("#verdict table >> nth=0").locator("tbody tr >> nth=0").inner_text().startswith("attention")
     assert page.locator("#verdict .arm", has_text=HOSTILE).first.is_visible()
-    for chart in ("curves-chart", "tuning-chart-0"):
+    for chart in ("curves-chart", "stability-chart-0", "stability-chart-1", "stability-chart-2", "tuning-chart-0"):
         assert page.eval_on_selector(f"#{chart} canvas", INK) > 20
 
 
 def test_controls_change_the_curves(page: Page) -> None:
-    pictures = [picture(page, "curves-chart")]
+    pictures, norms = [picture(page, "curves-chart")], picture(page, "stability-chart-0")
     for control in ("[value=flops]", "[value=seconds]", "[name=log]", "[name=start]"):
         page.check(f".controls {control}", force=True)
         pictures.append(picture(page, "curves-chart"))
     page.click("#curves .key >> text=gla")
     pictures.append(picture(page, "curves-chart"))
     assert len(set(pictures)) == 6
-    assert page.locator(".key[aria-pressed=false]").count() == 2, "the arm is off in both charts"
+    assert page.locator(".key[aria-pressed=false]").count() == 3, "the arm is off in all charts"
+    assert picture(page, "stability-chart-0") != norms
     page.evaluate("document.querySelectorAll('#curves .key[aria-pressed=true]').forEach(key => key.click())")
-    assert page.eval_on_selector("#curves-chart canvas", INK) > 1, "axes stay when no arm is left"
+    for chart in ("curves-chart", "stability-chart-0", "stability-chart-1"):
+        assert page.eval_on_selector(f"#{chart} canvas", INK) > 1, "axes stay when no arm is left"
 
 
 def test_the_keyboard_reaches_everything(page: Page) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 from typing import Any
 
 from .result import ArmResult, SeedResult, StudyResult, Verdict
+from .sensitivity import KNOWING_NOTHING
 
 AXES = ("tokens", "flops", "seconds")
 HUES = 7
@@ -40,7 +41,7 @@ def ordered_arms(result: StudyResult) -> list[ArmResult]:
 
 
 def chart_data(result: StudyResult) -> dict[str, Any]:
-    """Arms, learning curves, tuning curves and baselines; arms are referred to by their number."""
+    """Arms, learning curves, stability, tuning curves and baselines; arms are referred to by their number."""
     arms, styles = ordered_arms(result), arm_styles(result)
     bands = [band for i, arm in enumerate(arms) if (band := _band(i, arm))]
     return {
@@ -54,6 +55,7 @@ def chart_data(result: StudyResult) -> dict[str, Any]:
         ],
         "focus": max((band["high"][len(band["high"]) // 5] for band in bands), default=None),
         "baselines": [{"name": line.name, "value": line.bits_per_byte} for line in result.baselines],
+        "stability": stability_charts(arms),
         "tuning": [tuning_chart(arms, key) for key in tuned_keys(result)],
     }
 
@@ -68,13 +70,54 @@ def _line(runs: Sequence[SeedResult]) -> dict[str, list[float]]:
     steps = sorted(set.intersection(*({point.step for point in run.curve} for run in runs)))
     curves = [{point.step: point for point in run.curve} for run in runs]
     rows = [[curve[step] for curve in curves] for step in steps]
-    values = [[point.bits_per_byte for point in row] for row in rows]
     axes = {axis: [fmean(getattr(point, axis) for point in row) for row in rows] for axis in AXES}
-    return axes | {
-        "mean": [fmean(row) for row in values],
-        "low": [min(row) for row in values],
-        "high": [max(row) for row in values],
-    }
+    return axes | _spread([[point.bits_per_byte for point in row] for row in rows])
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Mean and range of each row."""
+    return {"mean": [fmean(row) for row in rows], "low": [min(row) for row in rows], "high": [max(row) for row in rows]}
+
+
+def stability_charts(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """Gradient norms along the run, activations by layer; none where nothing was measured."""
+    charts: list[dict[str, Any]] = [
+        {
+            "id": "gradients",
+            "title": "Gradient norm",
+            "axis": "tokens",
+            "lines": [{"arm": i, **line} for i, arm in enumerate(arms) for line in _gradients(arm)],
+        }
+    ]
+    for key, title in (("activation_rms", "Activations at the end, RMS"), ("activation_max", "Largest activation")):
+        lines = [{"arm": i, **line} for i, arm in enumerate(arms) for line in _layers(arm, key)]
+        charts.append({"id": key, "title": title, "axis": "layer", "lines": lines})
+    for chart in charts:
+        values = [value for line in chart["lines"] for value in (*line["low"], *line["high"])]
+        chart["log"] = bool(values) and min(values) > 0 and max(values) >= 4 * min(values)
+    return [chart for chart in charts if chart["lines"]]
+
+
+def _gradients(arm: ArmResult) -> Iterator[dict[str, Any]]:
+    """A band of the finished runs, and a line for each that broke."""
+    known = [run for run in arm.seeds if run.stability is not None and run.stability.gradient_norms]
+    finished = [run for run in known if run.status == "finished"]
+    for runs in ([finished] if finished else []) + [[run] for run in known if run.status == "diverged"]:
+        curves = [{p.step: p for p in run.stability.gradient_norms} for run in runs if run.stability is not None]
+        rows = [[curve[step] for curve in curves] for step in sorted(set.intersection(*map(set, curves)))]
+        yield {
+            "x": [row[0].tokens for row in rows],
+            "broken": runs[0].status == "diverged",
+            **_spread([[point.norm for point in row] for row in rows]),
+        }
+
+
+def _layers(arm: ArmResult, key: str) -> Iterator[dict[str, Any]]:
+    """Over the finished runs, at the layers where all of them saw finite numbers."""
+    seen = [getattr(run.stability, key) for run in arm.seeds if run.status == "finished" and run.stability is not None]
+    rows = [(layer, row) for layer, row in enumerate(zip(*seen, strict=True), 1) if None not in row]
+    if rows:
+        yield {"x": [layer for layer, _ in rows], "broken": False, **_spread([row for _, row in rows])}
 
 
 def tuned_keys(result: StudyResult) -> list[str]:
@@ -100,6 +143,7 @@ def tuning_chart(arms: Sequence[ArmResult], key: str) -> dict[str, Any]:
                 "arm": number,
                 "scores": [best.get(value) for value in values],
                 "diverged": [i for i, value in enumerate(values) if value in best and best[value] is None],
+                "beyond": [i for i, value in enumerate(values) if (best.get(value) or 0) > KNOWING_NOTHING],
                 "chosen": values.index(chosen if numeric else str(chosen)) if chosen is not None else None,
             }
         )

@@ -11,11 +11,13 @@ from paribus.data.cache import cache_folder
 from paribus.data.corpus import prepare
 from paribus.publish import publish_run
 
+from .charts import ordered_arms
 from .conduct import Workbench, conduct
 from .executor import LocalExecutor
 from .progress import StudyProgress
 from .report import verdict_table, write_report
 from .result import StudyResult, from_json
+from .sensitivity import sentence
 from .study import read_study, study_name
 
 
@@ -48,6 +50,7 @@ def study_command(
     console.print(verdict_table(result))
     for verdict in result.verdicts:
         _print_plainly(console, f"{verdict.arm}: {verdict.outcome}. {verdict.reason}")
+    _print_sensitivity(console, result)
     _print_plainly(console, f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}")
     if publish:
         _publish_best(console, result, folder)
@@ -70,6 +73,13 @@ def _publish_best(console: Console, result: StudyResult, folder: Path) -> None:
     _print_plainly(console, best.sample)
 
 
+def _print_sensitivity(console: Console, result: StudyResult) -> None:
+    """One line an arm: what its tuning says of the learning rate."""
+    for arm in ordered_arms(result):
+        if arm.sensitivity is not None:
+            _print_plainly(console, f"{arm.name}: {sentence(arm.sensitivity)}")
+
+
 def _print_plainly(console: Console, text: str) -> None:
     """As it is: paths stay whole, and brackets are no markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -90,4 +100,5 @@ def report_command(folders: list[Path]) -> None:
         result = from_json(text)
         write_report(result, folder / "report.html")
         console.print(verdict_table(result))
+        _print_sensitivity(console, result)
         _print_plainly(console, f"report    {folder / 'report.html'}")

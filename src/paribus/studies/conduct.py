@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,18 @@ from .equalizers import Equalized, equalize
 from .executor import LocalExecutor, Task
 from .progress import StudyProgress
 from .report import write_report
-from .result import ArmResult, Baseline, CurvePoint, SeedResult, StudyResult, TuningPoint, to_json
+from .result import (
+    ArmResult,
+    Baseline,
+    CurvePoint,
+    GradientPoint,
+    SeedResult,
+    Stability,
+    StudyResult,
+    TuningPoint,
+    to_json,
+)
+from .sensitivity import PATH, failure_bound, sensitivity
 from .statistics import mean_interval
 from .study import Study, seeded
 from .tuning import best_values, extended
@@ -33,6 +45,8 @@ from .verdicts import judge
 
 _EXTENSIONS = 3
 """How often a grid may be extended when its best value lies at an edge."""
+_GRADIENT_POINTS = 40
+"""Points of the curve of gradient norms that are kept of each run."""
 
 
 @dataclass
@@ -88,7 +102,9 @@ def conduct(bench: Workbench) -> StudyResult:
         for name, run in chosen.items()
     }
     bench.train(list(tasks.values()))
-    arms = [_arm_result(bench, name, tuned[name], {s: tasks[name, s] for s in study.seeds}) for name in chosen]
+    baselines = tuple(_baselines(bench, seeded(chosen[study.reference], study.seeds[0], "baseline")))
+    bound = failure_bound(baselines)
+    arms = [_arm_result(bench, name, tuned[name], {s: tasks[name, s] for s in study.seeds}, bound) for name in chosen]
     bits, sizes = _document_bits(bench, tasks)
     result = StudyResult(
         name=bench.name,
@@ -108,7 +124,7 @@ def conduct(bench: Workbench) -> StudyResult:
             smallest_effect_of_interest=study.smallest_effect_of_interest,
             confidence=study.confidence,
         ),
-        baselines=tuple(_baselines(bench, seeded(chosen[study.reference], study.seeds[0], "baseline"))),
+        baselines=baselines,
         audit=audit(study, equalized, arms, {n: seeded(r, study.seeds[0], "audit") for n, r in chosen.items()}),
         environment=read_record(next(iter(tasks.values())).folder)["environment"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -178,11 +194,12 @@ def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) 
     return TuningPoint(values, quality and quality["validation"], seed, False, result["status"] == "diverged")
 
 
-def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task]) -> ArmResult:
+def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task], bound: float) -> ArmResult:
     seeds = tuple(_seed_result(seed, task, bench.results[task.folder]) for seed, task in tasks.items())
     scores = [seed.bits_per_byte for seed in seeds if seed.bits_per_byte is not None]
     mean, interval = mean_interval(scores, bench.study.confidence) if scores else (None, None)
     samples = [bench.results[task.folder]["sample"] for task in tasks.values()]
+    grid = bench.study.grid(name).get(PATH)
     return ArmResult(
         name=name,
         settings=bench.study.arms()[name],
@@ -191,13 +208,15 @@ def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, T
         sample=next((sample for sample in samples if sample), ""),
         mean=mean,
         interval=interval,
+        sensitivity=sensitivity(tuned.points, grid, bound) if grid else None,
     )
 
 
 def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult:
+    journal = read_journal(task.folder / "journal.jsonl")
     curve = [
         CurvePoint(event["step"], event["tokens"], event["flops"], event["seconds"], event["bits_per_byte"])
-        for event in read_journal(task.folder / "journal.jsonl")
+        for event in journal
         if event["event"] == "evaluate"
     ]
     quality = result["bits_per_byte"]
@@ -216,6 +235,30 @@ def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult
         peak_memory_bytes=result["peak_memory_bytes"],
         state_bytes=result["state_bytes"],
         curve=tuple(curve),
+        optimizer_state_bytes=result.get("optimizer_state_bytes"),
+        stability=_stability(result, journal) if "stability" in result else None,
+    )
+
+
+def _stability(result: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> Stability:
+    """What the run measured, with its gradient norms thinned: one point for each of equal stretches of the run."""
+    largest: dict[int, GradientPoint] = {}
+    for event in journal:
+        if event["event"] == "train" and event["gradient_norm"] is not None:
+            stretch = math.ceil(event["step"] * _GRADIENT_POINTS / result["total_steps"])
+            before = largest.get(stretch)
+            norm = event["gradient_norm"] if before is None else max(before.norm, event["gradient_norm"])
+            largest[stretch] = GradientPoint(event["step"], event["tokens"], norm)
+    measured = result["stability"]
+    return Stability(
+        spikes=tuple(measured["spikes"]),
+        skipped_steps=measured["skipped_steps"],
+        first_not_finite_step=measured["first_not_finite_step"],
+        max_gradient_norm=measured["max_gradient_norm"],
+        update_ratios=measured["update_ratios"],
+        activation_rms=tuple(measured["activation_rms"]["last"]),
+        activation_max=tuple(measured["activation_max"]["max"]),
+        gradient_norms=tuple(largest.values()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .statistics import Interval
@@ -67,6 +67,31 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.4g} %"
 
 
+def number(value: float | None) -> str:
+    """``0.00123``, ``12,300`` or ``1.2e−6``: three digits, for quantities without a unit."""
+    if value is None:
+        return NOTHING
+    if 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    digits, _, power = f"{value:.3g}".partition("e")
+    return f"{digits}e{int(power)}".replace("-", "−") if power else digits.replace("-", "−")
+
+
+def span(values: Sequence[float | None]) -> str:
+    """``0.81 to 1.3``, from the smallest to the largest; a dash where one is not known."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return NOTHING
+    low, high = number(min(known)), number(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def highest(values: Sequence[float | None]) -> str:
+    """The largest; a dash where one is not known."""
+    known = [value for value in values if value is not None]
+    return number(max(known)) if known and len(known) == len(values) else NOTHING
+
+
 def setting(value: Any) -> str:
     """A JSON value as one would type it; text without its quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -90,6 +115,6 @@ def _scaled(value: float, base: float, prefixes: tuple[str, ...]) -> str:
 
 
 _SIGNED = (bits, signed, half_width, interval, probability)
-_SCALED = (amount, memory, duration, ratio, percent)
+_SCALED = (amount, memory, duration, ratio, percent, number, span, highest)
 FILTERS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (*_SIGNED, *_SCALED, setting, flat)}
 """What the report's template calls them by."""

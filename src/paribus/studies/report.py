@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def render_report(result: StudyResult) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= formats.FILTERS
     scripts = [_asset("uplot/uPlot.iife.min.js"), _asset("report.js")]
+    measured = [run.stability for arm in result.arms for run in arm.seeds if run.stability is not None]
+    roles = list(dict.fromkeys(role for stability in measured for role in stability.update_ratios))
     context: dict[str, Any] = {
         "result": result,
         "headline": headline(result),
@@ -116,6 +119,8 @@ def render_report(result: StudyResult) -> str:
         "forest": charts.forest(result),
         "charts": charts.chart_data(result),
         "outcomes": OUTCOMES,
+        "roles": roles,
+        "updates": {arm.name: _update_ratios(arm, roles) for arm in result.arms},
         "edges": {arm.name: charts.at_edge(arm) for arm in result.arms},
         "lengths": list(dict.fromkeys(n for arm in result.arms for run in arm.seeds for n in run.state_bytes)),
         "style_sheets": [_asset("uplot/uPlot.min.css"), _asset("report.css")],
@@ -123,6 +128,12 @@ def render_report(result: StudyResult) -> str:
         "script_hashes": [_content_hash(script) for script in scripts],
     }
     return environment.get_template("report.html.jinja").render(context)
+
+
+def _update_ratios(arm: ArmResult, roles: Sequence[str]) -> dict[str, list[float | None]]:
+    """By role, that of each run; None where a run has no such parameters."""
+    found = [run.stability.update_ratios for run in arm.seeds if run.stability is not None]
+    return {role: [ratios.get(role) for ratios in found] for role in roles}
 
 
 def _asset(name: str) -> Markup:

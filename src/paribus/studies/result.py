@@ -25,6 +25,40 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class GradientPoint:
+    """The largest gradient norm, before clipping, of the logged steps since the point before."""
+
+    step: int
+    tokens: int
+    norm: float
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How calmly a run trained (see `paribus.training.stability`); a number that was not finite is None.
+
+    Attributes:
+        spikes: steps at which the loss began to stand out of those before.
+        skipped_steps: updates left out because a gradient overflowed in fp16.
+        first_not_finite_step: where a run diverged.
+        max_gradient_norm: before clipping, over all steps.
+        update_ratios: by role of parameters, norm of the last logged update over that of the weights.
+        activation_rms: by layer, of the block's output at the last logged step.
+        activation_max: by layer, the largest number in the block's output at any logged step.
+        gradient_norms: along the run.
+    """
+
+    spikes: tuple[int, ...]
+    skipped_steps: int
+    first_not_finite_step: int | None
+    max_gradient_norm: float
+    update_ratios: dict[str, float | None]
+    activation_rms: tuple[float | None, ...]
+    activation_max: tuple[float | None, ...]
+    gradient_norms: tuple[GradientPoint, ...]
+
+
+@dataclass(frozen=True)
 class SeedResult:
     """One run of an arm.
 
@@ -32,6 +66,7 @@ class SeedResult:
         divergence: what happened where the status is diverged, such as "loss was NaN at step 120".
         bits_per_byte: on the test documents; None for a run that diverged.
         state_bytes: what one sequence has to remember while generating, by its length in tokens.
+        optimizer_state_bytes: what the optimizer remembers; None, as stability, in results older than the measurement.
     """
 
     seed: int
@@ -48,6 +83,8 @@ class SeedResult:
     peak_memory_bytes: int | None
     state_bytes: dict[str, int]
     curve: tuple[CurvePoint, ...]
+    optimizer_state_bytes: int | None = None
+    stability: Stability | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +99,27 @@ class TuningPoint:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """How an arm answers to the learning rate; `paribus.studies.sensitivity` says how it is computed.
+
+    Attributes:
+        best: None where every tried run diverged.
+        excess: bits per byte that a value of the grid costs on average beside the best.
+        grid: the values of the study, before any was added.
+        threshold: the smallest value above the best at which a run diverged or ended above `bound`; None: none did.
+        largest: of all that were tried.
+        bound: bits per byte of what counts as having learnt nothing.
+    """
+
+    best: float | None
+    excess: float | None
+    grid: tuple[float, ...]
+    threshold: float | None
+    largest: float
+    bound: float
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """One arm: what varies in it, its runs, how it was tuned and what it writes.
 
@@ -69,6 +127,7 @@ class ArmResult:
         settings: the leaves in which the arm differs from the others, before anything was solved.
         mean: bits per byte over the finished seeds; None where none finished.
         interval: t interval of the mean.
+        sensitivity: None where the learning rate was not tuned.
     """
 
     name: str
@@ -78,6 +137,7 @@ class ArmResult:
     sample: str
     mean: float | None
     interval: Interval | None
+    sensitivity: Sensitivity | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ from paribus.studies.result import (
     Baseline,
     CurvePoint,
     Difference,
+    GradientPoint,
     SeedResult,
+    Stability,
     StudyResult,
     TuningPoint,
 )
+from paribus.studies.sensitivity import sensitivity
 from paribus.studies.statistics import mean_interval
 from paribus.studies.verdicts import judge
 
@@ -37,6 +40,7 @@ def run(arm: str, seed: int, end: float, speed: float, diverged_at: int | None =
         tokens = step * TOKENS_PER_STEP
         curve.append(CurvePoint(step, tokens, tokens * 2.1e6, tokens / speed, score))
     last = curve[-1]
+    optimizer_state = None if arm == "mlp_mixer" else 2_498_764
     return SeedResult(
         seed=seed,
         run_folder=f"runs/example/{arm[:4]}-seed{seed}-0a1b2c3d",
@@ -52,6 +56,31 @@ def run(arm: str, seed: int, end: float, speed: float, diverged_at: int | None =
         peak_memory_bytes=None if arm == "mlp_mixer" else 412_000_000 + 1000 * seed,
         state_bytes={str(n): n * 1024 if arm == "attention" else 65_536 for n in (256, 2048, 16384)},
         curve=tuple(curve),
+        optimizer_state_bytes=optimizer_state,
+        stability=None if arm == "mlp_mixer" else stability(arm, last.step, draws, diverged_at),
+    )
+
+
+def stability(arm: str, last_step: int, draws: np.random.Generator, diverged_at: int | None) -> Stability:
+    """Norms that fall along the run, activations that grow with the layer; a run that broke knows less."""
+    size = len(arm) % 7
+    norms = [size * math.exp(-step / 300) + 0.3 * draws.random() for step in range(15, last_step + 1, 15)]
+    points = [GradientPoint(15 * i, 15 * i * TOKENS_PER_STEP, norm) for i, norm in enumerate(norms, 1)]
+    growth = [1 + 0.1 * size * layer + 0.1 * draws.random() for layer in range(4)]
+    broken = diverged_at is not None
+    return Stability(
+        spikes=(200, 480) if arm == "tnn" else (),
+        skipped_steps=3 if arm == "gla" else 0,
+        first_not_finite_step=diverged_at,
+        max_gradient_norm=1234.5 if broken else max(norms),
+        update_ratios={
+            "embedding": 0.002,
+            "matrix": None if broken else 0.0015 + 0.0001 * draws.random(),
+            **({"gate": 0.004} if arm == "gla" else {}),
+        },
+        activation_rms=tuple(growth),
+        activation_max=tuple(None if broken and layer > 1 else 9 * value for layer, value in enumerate(growth)),
+        gradient_norms=tuple(points),
     )
 
 
@@ -74,14 +103,16 @@ def arm(name: str, runs: tuple[SeedResult, ...], best_rate: float, diverged: boo
     """An arm with its tuning and a sample."""
     scores = [run.bits_per_byte for run in runs if run.bits_per_byte is not None]
     mean, interval = mean_interval(scores) if scores else (None, None)
+    points = tuning((mean or 2.2) + 0.05, best_rate, diverged)
     return ArmResult(
         name=name,
         settings={"model.blocks.main.mixer.name": name},
         seeds=runs,
-        tuning=tuning((mean or 2.2) + 0.05, best_rate, diverged),
+        tuning=points,
         sample=f'def forward(self, x):\n    """{name}</script>"""\n    return x + 1 & 2  # ünïcödé ∑',
         mean=mean,
         interval=interval,
+        sensitivity=sensitivity(points, LEARNING_RATES, 4.902),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -163,6 +165,36 @@ def test_the_result(result: StudyResult, root: Path, text: Path, cache: Path) ->
     assert conducted(small.study(text), root, cache)[1] == 0, "finished runs are not repeated"
 
 
+def test_stability_is_what_the_run_measured(result: StudyResult) -> None:
+    for seed in (seed for arm in result.arms for seed in arm.seeds):
+        measured = json.loads((Path(seed.run_folder) / "result.json").read_text())
+        stability = seed.stability
+        assert stability is not None
+        assert seed.optimizer_state_bytes == measured["optimizer_state_bytes"] > 8 * seed.parameters
+        assert stability.max_gradient_norm == measured["stability"]["max_gradient_norm"]
+        assert list(stability.activation_rms) == measured["stability"]["activation_rms"]["last"]
+        assert list(stability.activation_max) == measured["stability"]["activation_max"]["max"]
+        assert len(stability.activation_rms) == 1, "layers"
+        assert {"embedding", "matrix"} <= set(stability.update_ratios)
+        points = stability.gradient_norms
+        assert [point.step for point in points] == list(range(1, 21)), "a short run keeps every step"
+        assert max(point.norm for point in points) == stability.max_gradient_norm
+
+
+def test_gradient_norms_are_thinned_to_the_largest(text: Path, cache: Path, tmp_path: Path) -> None:
+    study = replace(small.study(text), base=small.run(text, steps=100), seeds=(1,))
+    result, _ = conducted(study, tmp_path, cache)
+    seed = result.arms[0].seeds[0]
+    norms = [event["gradient_norm"] for event in small.journal(Path(seed.run_folder)) if event["event"] == "train"]
+    assert len(norms) == 100
+    assert seed.stability is not None
+    points = seed.stability.gradient_norms
+    assert [point.step for point in points] == [math.floor(100 * i / 40) for i in range(1, 41)]
+    ends = [0, *(point.step for point in points)]
+    assert [p.norm for p in points] == [max(norms[a:b]) for a, b in itertools.pairwise(ends)]
+    assert [point.tokens for point in points] == [64 * point.step for point in points]
+
+
 def test_baselines_count_what_the_reference_read(result: StudyResult, text: Path, cache: Path) -> None:
     run = seeded(small.study(text).arm_run("attention"), 1, "any")
     batches = Batches(run.data, cache)
@@ -214,6 +246,11 @@ def test_a_grid_may_reach_into_divergence(text: Path, cache: Path, tmp_path: Pat
         assert points[1e30].diverged and points[1e30].bits_per_byte is None
         assert points[3e-3].chosen
         assert arm.mean is not None
+        assert arm.sensitivity is not None
+        assert (arm.sensitivity.best, arm.sensitivity.threshold) == (3e-3, 1e30)
+        assert arm.sensitivity.bound == result.baselines[0].bits_per_byte, "of byte frequencies"
+        low, best = (min(points[lr].bits_per_byte or 0, 8) for lr in (1e-4, 3e-3))
+        assert arm.sensitivity.excess == pytest.approx((low + best + 8) / 3 - best)
     assert from_json((tmp_path / "tiny" / "result.json").read_text()) == result
 
 

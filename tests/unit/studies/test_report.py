@@ -86,6 +86,8 @@ def test_everything_is_there_without_scripts(page: str, study: StudyResult) -> N
     for part in (
         "2.1087 ± 0.0112", "−0.0430", "−0.0473 to −0.0387", "0.0016", "byte 5-gram", "+0.7193", "declared",
         "confound", "5d41402abc4b2a76b9719d911017c592ae0f", "61.5 %", "channel.inner_size", "16 MiB",
+        "1 of 2, at step 260", "6 in 3 of 3 runs", "Update by weight, matrix", "2.38 MiB", "not measured",
+        "none up to 0.01", "above 4.9020 bits per byte", "0.0003, 0.001, 0.003, 0.01",
         "312,348", "chosen, at the edge", "diverged", "loss was NaN at step 260", "2.13.0",
         "2000-01-01T12:00:00+00:00",
     ):  # fmt: skip
@@ -177,6 +179,35 @@ def tuned(*points: tuple[object, float | None]) -> tuple[TuningPoint, ...]:
     return tuple(TuningPoint({"x": value}, score, 9, score == best, score is None) for value, score in points)
 
 
+def test_stability_is_drawn(study: StudyResult) -> None:
+    data = charts.chart_data(study)
+    names = [arm["name"] for arm in data["arms"]]
+    gradients, rms, largest = data["stability"]
+    assert [chart["axis"] for chart in data["stability"]] == ["tokens", "layer", "layer"]
+    assert gradients["log"]
+    assert not rms["log"]
+    gla, hgrn1 = study.arms[0], study.arms[3]
+    line = next(line for line in gradients["lines"] if names[line["arm"]] == "gla")
+    first = [run.stability.gradient_norms[0].norm for run in gla.seeds]
+    assert (line["low"][0], line["high"][0], line["broken"]) == (min(first), max(first), False)
+    assert line["mean"][0] == pytest.approx(sum(first) / 3)
+    whole, broken = [line for line in gradients["lines"] if names[line["arm"]] == "hgrn1"]
+    assert (whole["broken"], broken["broken"]) == (False, True)
+    assert broken["x"][-1] < whole["x"][-1]
+    line = next(line for line in largest["lines"] if names[line["arm"]] == "hgrn1")
+    assert line["mean"] == list(hgrn1.seeds[0].stability.activation_max), "of the run that finished"
+    assert not any(names[line["arm"]] == "mlp_mixer" for chart in data["stability"] for line in chart["lines"])
+
+
+def test_layers_without_a_finite_number_are_left_out(study: StudyResult) -> None:
+    gla = study.arms[0]
+    first = gla.seeds[0]
+    hole = dataclasses.replace(first.stability, activation_rms=(1.0, None, 3.0, 4.0))
+    broken = dataclasses.replace(gla, seeds=(dataclasses.replace(first, stability=hole), *gla.seeds[1:]))
+    rms = charts.stability_charts([broken])[1]
+    assert rms["lines"][0]["x"] == [1, 3, 4]
+
+
 def test_tuning_edges_and_axes(study: StudyResult) -> None:
     def arm(*points: tuple[object, float | None]):
         return dataclasses.replace(study.arms[0], tuning=tuned(*points))
@@ -187,7 +218,9 @@ def test_tuning_edges_and_axes(study: StudyResult) -> None:
     assert charts.at_edge(arm(("a", 2.0), ("b", 1.0))) == {}
     numbers = charts.tuning_chart([arm((0.1, 2.0), (0.01, 1.0), (1.0, None))], "x")
     assert (numbers["values"], numbers["log"]) == ([0.01, 0.1, 1.0], True)
-    assert numbers["lines"] == [{"arm": 0, "scores": [1.0, 2.0, None], "diverged": [2], "chosen": 0}]
+    assert numbers["lines"] == [{"arm": 0, "scores": [1.0, 2.0, None], "diverged": [2], "beyond": [], "chosen": 0}]
+    beyond = charts.tuning_chart([arm((0.1, 9.5), (0.01, 1.0), (1.0, 8.0))], "x")
+    assert beyond["lines"][0] == {"arm": 0, "scores": [1.0, 9.5, 8.0], "diverged": [], "beyond": [1], "chosen": 0}
     words = charts.tuning_chart([arm(("wsd", 2.0), ("cosine", 1.0)), arm((True, 1.0))], "x")
     assert (words["values"], words["numeric"]) == (["wsd", "cosine", "True"], False)
     assert words["lines"][0]["chosen"] == 1
@@ -299,7 +332,10 @@ def test_hues_stay_apart_for_every_colour_vision(vision: str, scheme: int) -> No
         (formats.duration(8.123), "8.12 s"), (formats.duration(200), "3 min 20 s"),
         (formats.duration(7500), "2 h 05 min"), (formats.signed(-0.5), "−0.5000"),
         (formats.ratio(1.0034), "1.003×"), (formats.probability(0.00001), "< 0.0001"),
-        (formats.percent(0.615), "61.5 %"),
+        (formats.percent(0.615), "61.5 %"), (formats.number(0.00123), "0.00123"), (formats.number(1e-9), "1e−9"),
+        (formats.number(12_345.6), "12,300"), (formats.number(1e30), "1e30"), (formats.number(-2.0), "−2"),
+        (formats.span([2.0, 1.0, 1.5]), "1 to 2"), (formats.span([1.0, 1.0]), "1"), (formats.span([1.0, None]), "–"),
+        (formats.span([]), "–"), (formats.highest([1.0, 3.0]), "3"), (formats.highest([1.0, None]), "–"),
         (formats.setting("byte"), "byte"), (formats.setting([1, True]), "[1, true]"),
         (formats.flat({"a": {"b": 1}, "c": None}), {"a.b": "1", "c": "null"}),
     ],

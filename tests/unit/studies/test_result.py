@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paribus.studies.report import render_report
 from paribus.studies.result import StudyResult, from_json, to_json
 from paribus.studies.verdicts import judge
 from tests.unit.studies.example_study import HOSTILE, arm, example_study, run
+
+GALLERY = Path(__file__).parents[3] / "studies"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,29 @@ def test_json_there_and_back(study: StudyResult) -> None:
     assert from_json(text) == study
     assert to_json(from_json(text)) == text
     assert json.loads(text)["schema_version"] == 1
+
+
+@pytest.mark.parametrize("path", sorted(GALLERY.glob("*/results.json")), ids=lambda path: path.parent.name)
+def test_results_of_the_gallery_have_a_report(path: Path) -> None:
+    """Older ones know nothing of stability and sensitivity."""
+    result = from_json(path.read_text(encoding="utf-8"))
+    assert from_json(to_json(result)) == result
+    assert result.question in render_report(result).replace("&#39;", "'")
+
+
+def test_results_older_than_the_measurement_of_stability(study: StudyResult) -> None:
+    old = json.loads(to_json(study))
+    del old["within"]
+    for made in old["arms"]:
+        del made["sensitivity"]
+        for seed in made["seeds"]:
+            del seed["stability"], seed["optimizer_state_bytes"]
+    result = from_json(json.dumps(old))
+    assert all(seed.stability is None for made in result.arms for seed in made.seeds)
+    page = render_report(result)
+    assert "not measured" in page
+    assert "stability-chart-0" not in page
+    assert "Sensitivity" not in page
 
 
 def test_nothing_that_is_no_number_gets_in_or_out(study: StudyResult) -> None:

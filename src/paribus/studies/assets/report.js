@@ -154,6 +154,67 @@
     u.ctx.restore();
   }
 
+  // Ones, twos and fives: what a logarithmic axis is labelled with.
+  function decades(low, high) {
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+      for (const digit of [1, 2, 5]) found.push(Number(`${digit}e${power}`));
+    }
+    const inside = found.filter((value) => low <= value && value <= high);
+    return inside.length > 6 ? inside.filter((value) => /^1(0*$|e)|^0\.0*1$/.test(String(value))) : inside;
+  }
+
+  // A line for each arm with a band around it: gradient norms along the run, activations by layer.
+  function banded(container, chart) {
+    const lines = chart.lines.filter((line) => !hidden.has(line.arm));
+    const series = [{}];
+    const fills = [];
+    const points = { show: chart.axis === "layer", size: 6 };
+    for (const line of lines) {
+      const at = series.length;
+      const edge = { stroke: "transparent", width: 0, points: { show: false } };
+      const look = line.broken ? { width: 1.5, dash: [4, 4] } : { width: 1.5, dash: dash(line.arm) };
+      series.push({ label: data.arms[line.arm].name, stroke: hue(line.arm), points: { ...points, stroke: hue(line.arm), fill: variable("--page") }, ...look }, edge, edge);
+      fills.push({ series: [at + 2, at + 1], fill: hue(line.arm) + "2e" });
+    }
+    const table = lines.length ? uPlot.join(lines.map((line) => [line.x, line.mean, line.low, line.high])) : [[], []];
+    const range = (u, low, high) => {
+      if (low == null) return [1, 10];
+      return chart.log ? [low / 1.3, high * 1.3] : padded(low, high);
+    };
+    const draw = (u) => {
+      for (const line of lines.filter((line) => line.broken)) {
+        const last = line.x.length - 1;
+        cross(u, u.valToPos(line.x[last], "x", true), u.valToPos(line.mean[last], "y", true), hue(line.arm));
+      }
+    };
+    const layers = chart.axis === "layer";
+    const every = Math.ceil(table[0].length / 12); // layers that are named
+    const whole = { splits: () => table[0].filter((layer) => layer % every === 0), filter: (u, splits) => splits };
+    const logarithmic = { splits: (u, i, low, high) => decades(low, high), filter: (u, splits) => splits };
+    return new uPlot(
+      {
+        width: container.clientWidth,
+        height: container.clientHeight,
+        legend: { show: false },
+        cursor: { show: false },
+        scales: {
+          x: { time: false, range: (u, low, high) => (low == null ? [0, 1] : layers ? [low - 0.2, high + 0.2] : [low, high]) },
+          y: { distr: chart.log ? 3 : 1, range },
+        },
+        axes: [
+          axis({ label: chart.axis, labelSize: 22, size: 34, values: (u, at) => at.map(amount), ...(layers ? whole : {}) }),
+          axis({ size: 52, values: (u, at) => at.map(amount), ...(chart.log ? logarithmic : {}) }),
+        ],
+        series,
+        bands: fills,
+        hooks: { draw: [draw] },
+      },
+      table,
+      container,
+    );
+  }
+
   function tuning(container, chart) {
     const at = chart.numeric ? chart.values : chart.values.map((_, i) => i);
     const [first, last] = [at[0], at[at.length - 1]];
@@ -166,13 +227,13 @@
       const colour = hue(line.arm);
       const points = { show: true, size: 7, stroke: colour, fill: variable("--page"), width: 1.5 };
       series.push({ label: data.arms[line.arm].name, stroke: colour, width: 1.5, dash: dash(line.arm), points, spanGaps: true });
-      columns.push(line.scores);
+      columns.push(line.scores.map((score, i) => (line.beyond.includes(i) ? null : score)));
       series.push({ stroke: "transparent", points: { show: true, size: 11, fill: colour, stroke: colour } });
       columns.push(line.scores.map((score, i) => (i === line.chosen ? score : null)));
     }
     const draw = (u) => {
       for (const line of lines) {
-        line.diverged.forEach((i) => cross(u, u.valToPos(at[i], "x", true), u.bbox.top + 8 * devicePixelRatio, hue(line.arm)));
+        [...line.diverged, ...line.beyond].forEach((i) => cross(u, u.valToPos(at[i], "x", true), u.bbox.top + 8 * devicePixelRatio, hue(line.arm)));
       }
     };
     const named = (value) => (chart.numeric ? amount(value) : chart.values[value]);
@@ -208,6 +269,7 @@
     charts.forEach((chart) => chart.destroy());
     finals();
     charts = [curves(document.getElementById("curves-chart"))];
+    data.stability.forEach((chart, i) => charts.push(banded(document.getElementById(`stability-chart-${i}`), chart)));
     data.tuning.forEach((chart, i) => charts.push(tuning(document.getElementById(`tuning-chart-${i}`), chart)));
   }
 
