@@ -100,7 +100,7 @@ def test_only_what_the_model_needs_is_shipped() -> None:
     assert [name for name in texts if name.startswith(("mixers_", "channels_", "residuals_"))] == [
         name for name in texts if name in ("mixers_attention", "channels_glu", "residuals_pre")
     ]
-    defaults = {"residual": {"name": "pre"}, "norm": "rms_norm", "dropout": 0.0}
+    defaults = {"residual": {"name": "pre"}, "norm": "rms_norm", "dropout": 0.0, "token_shift": "none"}
     assert renamed == {"main": {**blocks("attention", "glu")["main"], **defaults}}
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from .component import make_channel, make_mixer, make_residual
 from .config import ParibusConfig
-from .mixer import Context, Placement
+from .mixer import Context, Mixer, Placement
 from .residual import Branch, Stream
 from .state import State
+from .token_shift import Kind, TokenShift
 
 
 class Block(nn.Module):
-    """The block `name` of a config as layer number `layer`: residual scheme × mixer × channel mixer × dropout."""
+    """The block `name` of a config as layer number `layer`: its two mixers, put together by its residual scheme."""
 
     def __init__(self, config: ParibusConfig, name: str, layer: int) -> None:
         super().__init__()
@@ -27,6 +30,8 @@ class Block(nn.Module):
         where = f"block '{name}'"
         self.mixer = make_mixer(block.mixer, placement, f"{where}: mixer")
         self.channel = None if block.channel is None else make_channel(block.channel, placement, f"{where}: channel")
+        self.mixer_shift = _shift(block.token_shift, placement)
+        self.channel_shift = None if self.channel is None else _shift(block.token_shift, placement)
         self.residual = make_residual(
             block.residual, placement, block.norm, self.channel is not None, f"{where}: residual"
         )
@@ -37,11 +42,20 @@ class Block(nn.Module):
     ) -> tuple[Stream, State]:
         """[B, T, D] (as many streams as the residual scheme carries) -> the same, and the states of both mixers."""
         mixer_state, channel_state = (None, None) if state is None else state
-        mix = Branch(self.mixer, self.dropout, segments, mixer_state, keep_state, context)
+        mix = Branch(_parts(self.mixer_shift, self.mixer), self.dropout, segments, mixer_state, keep_state, context)
         channel = None
         if self.channel is not None:
-            channel = Branch(self.channel, self.dropout, segments, channel_state, keep_state, context)
+            parts = _parts(self.channel_shift, self.channel)
+            channel = Branch(parts, self.dropout, segments, channel_state, keep_state, context)
         x = self.residual(x, mix, channel)
         if not keep_state:
             return x, None
         return x, (mix.state, None if channel is None else channel.state)
+
+
+def _shift(kind: Literal["none"] | Kind, placement: Placement) -> TokenShift | None:
+    return None if kind == "none" else TokenShift(placement, kind)
+
+
+def _parts(shift: TokenShift | None, mixer: Mixer) -> tuple[Mixer, ...]:
+    return (mixer,) if shift is None else (shift, mixer)

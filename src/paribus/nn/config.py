@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
@@ -27,6 +27,8 @@ class BlockConfig:
     norm: str = "rms_norm"
     dropout: float = 0.0
     """Of each branch's output, in training."""
+    token_shift: Literal["none", "half", "learned"] = "none"
+    """Whether each branch reads tokens partly replaced by their neighbours: half the channels, or a learned share."""
 
 
 class ParibusConfig(PretrainedConfig):

@@ -19,10 +19,12 @@ Stream = Any
 class Branch:
     """One branch of a block in one forward, called as a function [B, T, D] -> [B, T, D].
 
-    It is the token mixer or the channel mixer, then dropout; `state` becomes the new one when it is called.
+    It is the token mixer or the channel mixer, a token shift before it if the block has one, dropout after it;
+    `state` becomes the new one when it is called.
     """
 
-    part: Mixer
+    parts: tuple[Mixer, ...]
+    """What it is made of, in order; the mixer is the last."""
     dropout: nn.Module
     segments: Tensor | None = None
     state: State = None
@@ -31,10 +33,13 @@ class Branch:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        y, self.state = self.part(
-            x, segments=self.segments, state=self.state, keep_state=self.keep_state, context=self.context
-        )
-        dropped: Tensor = self.dropout(y)
+        states = [None] * len(self.parts) if self.state is None else list(self.state)
+        for place, part in enumerate(self.parts):
+            x, states[place] = part(
+                x, segments=self.segments, state=states[place], keep_state=self.keep_state, context=self.context
+            )
+        self.state = tuple(states) if self.keep_state else None
+        dropped: Tensor = self.dropout(x)
         return dropped
 
 

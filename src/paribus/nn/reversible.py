@@ -74,7 +74,7 @@ def couple(pair: Pair, norm: nn.Module, branch: Branch) -> Pair:
     if tape is None:
         return Pair(x1, x0 + _run(norm, branch, x1, narrow), narrow, None)
     context = branch.context or Context()
-    half = _Half(_Modules(norm, branch.part), branch, context, narrow, tape)
+    half = _Half(_Modules(norm, branch), branch, context, narrow, tape)
     return Pair(x1, _recorded(x0, x1, half, context), narrow, tape)
 
 
@@ -102,7 +102,7 @@ def _recorded(x0: Tensor, x1: Tensor, half: _Half, context: Context) -> Tensor:
     """The new stream; it has no graph of its own but the way to invert it."""
     y, first_value, *losses = _Coupling.apply(half, x0, x1, *half.shared(context), *half.modules.parameters())
     if first_value is not None:
-        context.first_value = (half.branch.part.placement.layer, first_value)
+        context.first_value = (half.branch.parts[-1].placement.layer, first_value)
     for name, value in zip(half.losses, losses, strict=True):
         context.add_loss(name, value)
     new: Tensor = y
@@ -112,13 +112,13 @@ def _recorded(x0: Tensor, x1: Tensor, half: _Half, context: Context) -> Tensor:
 class _Modules(nn.Module):
     """All that has parameters in one half of a block."""
 
-    def __init__(self, norm: nn.Module, part: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, branch: Branch) -> None:
         super().__init__()
         self.norm = norm
-        self.part = part
+        self.parts = nn.ModuleList(branch.parts)
 
     def forward(self, branch: Branch, x: Tensor, narrow: torch.dtype) -> Tensor:
-        """The branch, which calls `part`, of the normed stream."""
+        """The branch, which calls `parts`, of the normed stream."""
         return _run(self.norm, branch, x, narrow)
 
 

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from paribus.nn.config import ParibusConfig
+from paribus.nn.initialization import initialize
+from paribus.nn.mixer import Placement
 from paribus.nn.segments import resolve
-from paribus.nn.token_shift import shift_tokens
+from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.token_shift import TokenShift, shift_tokens
 from tests.unit.nn.kernel_cases import close, in_pieces, random_cuts, random_segments, real, with_gradients
 
 LENGTHS = [1, 2, 7, 65]
@@ -58,3 +62,47 @@ def test_cut_anywhere_gives_the_same(length: int, layout: str) -> None:
         pieces, state = in_pieces(run, [x], segments, cuts)
         close(real(pieces, segments), real(whole, segments), 0)
         close(state, last, 0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kind", ["half", "learned"])
+def test_a_shift_before_a_branch_is_its_formula(kind: Any, causal: bool) -> None:
+    x, segments = torch.randn(2, 20, 6, dtype=torch.float64), random_segments(2, 20)
+    shift = TokenShift(Placement(width=6, causal=causal), kind).double()
+    initialize(shift, seed=0)
+    n, valid = neighbours(x, segments, causal), (segments != 0)[..., None]
+    if kind == "learned":
+        with torch.no_grad():
+            shift.share.add_(torch.linspace(-0.4, 0.4, 6))
+        expected = x + shift.share * (n - x)
+    else:
+        expected = torch.cat([x[..., :3], n[..., 3:]], -1)
+    close(shift(x, segments=segments)[0], expected * valid, 1e-14)
+
+
+@pytest.mark.parametrize("residual", ["pre", "parallel", "reversible"])
+@pytest.mark.parametrize("kind", ["half", "learned"])
+def test_a_model_with_shifts_is_one_function_and_learns_them(kind: str, residual: str) -> None:
+    block = {"mixer": {"name": "gla"}, "channel": {"name": "mlp"}, "residual": {"name": residual}, "token_shift": kind}
+    config = ParibusConfig(hidden_size=32, num_hidden_layers=2, max_position_embeddings=64, blocks={"main": block})
+    model = ParibusForCausalLM(config).double()
+    initialize(model, seed=0)
+    plain = ParibusForCausalLM(
+        ParibusConfig(**{**config.to_dict(), "blocks": {"main": {**block, "token_shift": "none"}}})
+    ).double()
+    initialize(plain, seed=0)
+    shared = dict(plain.named_parameters())
+    assert all(torch.equal(p, shared[name]) for name, p in model.named_parameters() if name in shared)
+    ids = torch.randint(0, 250, (2, 20), generator=torch.Generator().manual_seed(0))
+    whole = model.eval()(ids).logits
+    assert not torch.allclose(whole, plain.eval()(ids).logits)
+    cache, pieces = None, []
+    for part in ids.split([7, 1, 12], 1):
+        output = model(part, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        pieces.append(output.logits)
+    close(torch.cat(pieces, 1), whole, 1e-10)
+    model.train()(ids, labels=ids).loss.backward()
+    shares = [p for name, p in model.named_parameters() if name.endswith("_shift.share")]
+    assert len(shares) == (4 if kind == "learned" else 0)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in shares)
