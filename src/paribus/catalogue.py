@@ -90,7 +90,8 @@ def _measured(component: Any, width: int, length: int) -> Iterator[tuple[str, st
         y, _ = module(x.requires_grad_() * 1)  # in a model, what enters has a gradient too
         y.square().mean().backward()
     yield "FLOPs a token, training", f"{both.total / length:,.0f}"
-    yield f"state after {length:,} tokens", f"{state_bytes(state):,} bytes"
+    if state is not None:
+        yield f"state after {length:,} tokens", f"{state_bytes(state):,} bytes"
 
 
 _DICTIONARIES = {

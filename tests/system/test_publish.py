@@ -78,7 +78,7 @@ class SquaredReLU(Channel):
         self.down = nn.Linear(inner, placement.width, bias=False)
         self.scale = nn.Parameter(torch.empty(placement.width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def transform(self, x: Tensor) -> Tensor:
         return self.scale * self.down(self.up(x).relu().square())
 
     def reset_parameters(self) -> None:

@@ -111,7 +111,7 @@ def _construct(settings: Optimizer, members: Mapping[RoleName, list[nn.Parameter
     chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
     try:
         optimizer: torch.optim.Optimizer = cls(groups, lr=settings.lr, **chosen)
-    except (TypeError, ValueError) as problem:
+    except (IndexError, TypeError, ValueError) as problem:
         raise ValueError(f"optimizer '{settings.name}': settings {settings.settings}: {problem}") from None
     return optimizer
 

@@ -66,7 +66,8 @@ def test_a_batch_follows_from_its_number(name: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shards, "KEPT_SHARDS", 1)
     first = make(name, tmp_path / "one")
     whole = read(first, range(60))
-    assert len(list((tmp_path / "one" / "shards").glob("*/0*/manifest.json"))) == 1, "one shard lies on the disk"
+    left = list((tmp_path / "one" / "shards").glob("*/0*/manifest.json"))
+    assert len(left) <= 1, "besides the first shard, which lies elsewhere, only the last one read is on the disk"
     later = make(name, tmp_path / "one")  # continued, with shards that are no longer there
     assert torch.equal(read(later, range(30, 60)), whole[120:])
     assert torch.equal(read(later, range(10)), whole[:40])
