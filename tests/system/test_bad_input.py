@@ -201,7 +201,7 @@ def test_truncated_files_of_a_run(place: Path, text: Path, name: str, monkeypatc
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     save = loop.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", lambda *a: save(*a) if a[3].step < 10 else 1 / 0)
+        patch.setattr(loop, "save_checkpoint", lambda *a: save(*a) if a[2].step < 10 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["run", str(run)])
     (folder,), (undisturbed,) = place.glob("runs/*"), place.glob("undisturbed/*")

@@ -26,8 +26,8 @@ class LowerBound(SharedPart):
         self.weight = nn.Parameter(torch.empty(size))
 
     def share(self) -> Tensor:
-        """This layer's row of P, [size]."""
-        return self.weight
+        """This layer's row of P, [size]; a copy, as the weight itself may not stay whole after this call."""
+        return self.weight.clone()
 
     def forward(self, context: Context | None) -> Tensor:
         """The bounds of this layer, [size], from 0 to 1, in float32 or wider."""

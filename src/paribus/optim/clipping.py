@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .shares import added_up
+
 Scope = Literal["tensor", "unit"]
 SMALLEST_NORM = 1e-3
 """Weights count as at least this long, so that what begins at zero can move."""
@@ -36,5 +38,5 @@ def clip_adaptively(parameters: Iterable[Tensor], clip: float, scope: Scope) -> 
 def _norm(tensor: Tensor, scope: Scope) -> Tensor:
     """Norms that multiply `tensor` without reshaping."""
     if scope == "tensor" or tensor.dim() < 2:
-        return torch.linalg.vector_norm(tensor)
+        return added_up(torch.linalg.vector_norm(tensor))
     return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)

@@ -12,21 +12,29 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from .shares import share_as, whole
+
 _KNOWN_ATTRIBUTES = {"state", "param_groups", "defaults"}
 _LIBRARY = "pytorch_optimizer."
 """Whose small objects (a preconditioner with its statistics) are taken apart and put together again."""
 
 
-def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors under numbers, and everything else as JSON that refers to them.
 
-    The tensors share memory with the optimizer where they can; write them before its next step. numpy's generator,
-    from which some optimizers draw, is part of it; torch's is not.
+    The tensors share memory with the optimizer where they can; write them before its next step. Those of which each
+    process holds a share come whole, so that all processes have to call this together. numpy's generator, from which
+    some optimizers draw, is part of it; torch's is not.
+
+    Args:
+        keep: False leaves the tensors out, where another process writes them.
 
     Raises:
         TypeError: the optimizer keeps something that JSON and tensors cannot hold.
     """
-    packer = _Packer()
+    packer = _Packer(keep)
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = dict(optimizer.state)
     shared = {key: state.pop(key) for key in list(state) if isinstance(key, str)}
@@ -55,7 +63,9 @@ def unpack_optimizer(
         raise ValueError(f"optimizer: its checkpoint has {found}, which this code's model or optimizer has not")
     unpacker = _Unpacker(tensors, next(iter(parameters.values())).device)
     for name, state in facts["parameters"].items():
+        unpacker.parameter = parameters[name]
         optimizer.state[parameters[name]] = unpacker.unpack(state)
+    unpacker.parameter = None
     shared: dict[Any, Any] = unpacker.unpack(facts["shared"])
     optimizer.state.update(shared)
     for group, values in zip(optimizer.param_groups, facts["groups"], strict=True):
@@ -65,7 +75,7 @@ def unpack_optimizer(
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors that the optimizer remembers, each once."""
+    """Bytes of all tensors that the optimizer remembers, each once, and all shares of those that are shared out."""
     held = [optimizer.state, [_remembered(group) for group in optimizer.param_groups], _attributes(optimizer)]
     return sum({id(tensor): tensor.nbytes for tensor in _tensors(held)}.values())
 
@@ -113,7 +123,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 class _Packer:
     """Turns nests into JSON; a tensor that is met twice is kept once, and is one tensor again after unpacking."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool) -> None:
+        self.keep = keep
         self.tensors: dict[str, Tensor] = {}
         self.known: dict[int, dict[str, Any]] = {}
 
@@ -139,19 +150,26 @@ class _Packer:
 
     def _pack_tensor(self, tensor: Tensor) -> dict[str, Any]:
         """Axes are stored by falling stride and put back later: products round by how their factors lie in memory."""
+        tensor = whole(tensor.detach())
         strides = tensor.stride()
         order = sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)
-        name = f"{len(self.tensors):06d}"
-        self.tensors[name] = tensor.detach().permute(order).contiguous().cpu()
+        name = f"{len(self.known):06d}"
+        if self.keep:
+            self.tensors[name] = tensor.permute(order).contiguous().cpu()
         return {"tensor": name, "order": order, "device": tensor.device.type}
 
 
 class _Unpacker:
-    """The way back."""
+    """The way back.
+
+    Attributes:
+        parameter: whose state is unpacked; what has its shape is shared out as it is.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self.tensors = tensors
         self.device = device
+        self.parameter: Tensor | None = None
         self.known: dict[str, Tensor] = {}
 
     def unpack(self, value: Any) -> Any:
@@ -184,4 +202,7 @@ class _Unpacker:
     def _unpack_tensor(self, value: Mapping[str, Any]) -> Tensor:
         device = "cpu" if value["device"] == "cpu" else self.device
         inverse = sorted(range(len(value["order"])), key=value["order"].__getitem__)
-        return self.tensors[value["tensor"]].to(device, copy=True).permute(inverse)
+        tensor = self.tensors[value["tensor"]].to(device, copy=True).permute(inverse)
+        if self.parameter is None or self.parameter.shape != tensor.shape:
+            return tensor
+        return share_as(tensor, self.parameter)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paribus.optim.shares import share_as
+
 
 class Average:
     """The exponential moving average of the weights after each step, in float32.
@@ -36,7 +38,7 @@ class Average:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from saved averages, exactly."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(share_as(tensors[name], tensor))
 
 
 def averages_itself(optimizer: Any) -> bool:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paribus.optim.packing import pack_optimizer, unpack_optimizer
+from paribus.optim.shares import share_as, whole
 
 from .average import Average, evaluated_weights
 from .files import read_json, sha256, sync_file, sync_folder, write_json
@@ -47,20 +48,42 @@ class Progress:
     """What has been seen of it, as JSON."""
 
 
-def save_checkpoint(
-    folder: Path,
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is made of besides progress: by file its tensors, all of them whole, and JSON."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+def gather(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
     average: Average | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Write a checkpoint of `progress.step` steps and remove all but the newest two.
+    *,
+    keep: bool = True,
+) -> Contents:
+    """What a checkpoint holds, in memory that may be the model's; all processes of a run call this together.
 
     Args:
         optimizer: the bare one, in training mode.
         average: the moving average of the weights, if there is one.
         scaler: what scales the loss in fp16.
+        keep: False leaves the tensors out, in processes that do not write.
+    """
+    packed, facts = pack_optimizer(model, optimizer, keep=keep)
+    tensors = {"model.safetensors": _gathered(model, keep), "optimizer.safetensors": packed}
+    with evaluated_weights(model, optimizer, average) as differ:
+        if differ:  # copied, as the trained weights come back to where these are
+            copies = {name: tensor.clone() for name, tensor in _gathered(model, keep).items()}
+            tensors[_EVALUATED] = copies
+    scaled = None if scaler is None else scaler.state_dict()
+    return Contents(tensors, {"optimizer": facts, "scaler": scaled, **_generators(model)})
+
+
+def save_checkpoint(folder: Path, contents: Contents, progress: Progress) -> None:
+    """Write a checkpoint of `progress.step` steps and remove all but the newest two.
 
     Raises:
         OSError: it could not be written; the older checkpoints stay.
@@ -72,22 +95,8 @@ def save_checkpoint(
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        packed, facts = pack_optimizer(model, optimizer)
-        hashes = {
-            "model.safetensors": _write(_model_tensors(model), temporary / "model.safetensors"),
-            "optimizer.safetensors": _write(packed, temporary / "optimizer.safetensors"),
-        }
-        with evaluated_weights(model, optimizer, average) as differ:
-            if differ:
-                hashes[_EVALUATED] = _write(_model_tensors(model), temporary / _EVALUATED)
-        state = {
-            **asdict(progress),
-            "sha256": hashes,
-            "optimizer": facts,
-            "scaler": None if scaler is None else scaler.state_dict(),
-            **_generators(model),
-        }
-        write_json(temporary / "state.json", state)
+        hashes = {name: _write(tensors, temporary / name) for name, tensors in contents.tensors.items()}
+        write_json(temporary / "state.json", {**asdict(progress), "sha256": hashes, **contents.facts})
         os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -107,7 +116,7 @@ def load_checkpoint(
     average: Average | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
-    """Go on from the newest whole checkpoint: all that `save_checkpoint` was given is as it was then.
+    """Go on from the newest whole checkpoint: all that `gather` was given is as it was then.
 
     Args:
         journal_events: events that the journal still has; a checkpoint that needs more is passed over.
@@ -184,23 +193,32 @@ def _write(tensors: dict[str, Tensor], path: Path) -> str:
 
 def _load_model(path: Path, model: nn.Module) -> None:
     tensors = load_file(path)
-    known = {name: tensor.shape for name, tensor in _model_tensors(model).items()}
+    own = _distinct(model)
+    known = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != known:
         raise ValueError(
             f"checkpoint '{path.parent}' holds other tensors than this code's model; remove the run to train anew"
         )
-    model.load_state_dict(tensors, strict=False)  # tied weights are stored once
+    shares = {name: share_as(tensor, own[name]) for name, tensor in tensors.items()}
+    model.load_state_dict(shares, strict=False)  # tied weights are stored once
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _gathered(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """The model's tensors, whole and on the CPU; nothing if they are not to be kept."""
+    found = {}
+    for name, tensor in _distinct(model).items():
+        gathered = whole(tensor.detach())
+        if keep:
+            found[name] = gathered.cpu().contiguous()
+    return found
+
+
+def _distinct(model: nn.Module) -> dict[str, Tensor]:
     """Every distinct tensor once: tied weights are stored under their first name."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor.detach().cpu().contiguous()
-    return tensors
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
 
 
 def _generators(model: nn.Module) -> dict[str, str]:

@@ -22,7 +22,7 @@ from paribus.nn.backbone import parameter_count
 from paribus.nn.model_settings import read_model_config
 from paribus.optim.packing import optimizer_state_bytes
 
-from .checkpoint import save_checkpoint
+from .checkpoint import gather, save_checkpoint
 from .files import write_json
 from .folder import open_record, read_result
 from .journal import JOURNAL, Journal, read_journal
@@ -196,10 +196,12 @@ def _save(trainer: Trainer, journal: Journal, folder: Path) -> None:
     trainer.progress = replace(
         trainer.progress, journal_events=journal.num_events, stability=trainer.stability.to_json()
     )
+    main = trainer.accelerator.is_main_process
+    contents = gather(model, optimizer, trainer.average, scaler, keep=main)
     with together(trainer.accelerator):
-        if trainer.accelerator.is_main_process:
+        if main:
             journal.sync()
-            save_checkpoint(folder / "checkpoints", model, optimizer, trainer.progress, trainer.average, scaler)
+            save_checkpoint(folder / "checkpoints", contents, trainer.progress)
 
 
 def _count(trainer: Trainer, batch: Batch, seconds: float) -> None:

@@ -100,7 +100,7 @@ def check_equal(accelerator: Accelerator, value: Any, what: str) -> None:
 
 
 def check_launch(accelerator: Accelerator, run: Run) -> None:
-    """Refuse ranks that split the model, or that cannot share a batch out evenly.
+    """Refuse a launcher that splits the model, or ranks that cannot share a batch out evenly.
 
     Raises:
         ValueError: launched with anything but data parallelism; or some rank, or some piece of its share, would get
@@ -110,8 +110,8 @@ def check_launch(accelerator: Accelerator, run: Run) -> None:
     kind = "FSDP" if sharded else accelerator.distributed_type.value
     if kind not in _DATA_PARALLEL:
         raise ValueError(
-            f"run: launched with {kind}, which splits the model; only data parallelism is offered, "
-            "a whole model on each device (distributed_type: MULTI_GPU)"
+            f"run: launched with {kind}, which splits the model; only data parallelism is offered "
+            "(distributed_type: MULTI_GPU), in which the run's parallel 'shard' splits the model"
         )
     world = accelerator.num_processes
     if run.data.batch_size % (world * run.accumulation):

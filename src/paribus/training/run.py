@@ -79,6 +79,7 @@ class Run:
     """One training of one model. Equal runs (the name aside) give equal weights on the same machine."""
 
     name: str
+    """What its folder is called; it changes nothing else."""
     model: dict[str, Any]
     data: Data
     budget: Budget
@@ -98,6 +99,9 @@ class Run:
     ema_decay: float = 0.0
     """Share of the past in the moving average of the weights, then evaluated and published in their place; 0: none."""
     gradient_checkpointing: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
+    """How several processes share one model: each holds all of it, or a share of every parameter (FSDP2). Like their
+    number, it changes rounding only, and may change when a run is continued; the fingerprint leaves it out."""
     compile: bool = False
     """Train through torch.compile; rounding differs."""
     kernels: Literal["torch", "fla"] = "torch"
@@ -137,9 +141,9 @@ class Run:
         return read_settings(Run, settings, "run")
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything but the name; what makes two runs the same training."""
+        """SHA-256 of everything but the name and `parallel`; what makes two runs the same training."""
         settings = Run.from_json(self.to_json()).to_json()  # a rate of 1 and a rate of 1.0 are the same
-        del settings["name"]
+        del settings["name"], settings["parallel"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def folder_name(self) -> str:

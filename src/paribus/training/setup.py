@@ -28,6 +28,7 @@ from .journal import JOURNAL, read_journal
 from .model import build_model
 from .ranks import check_equal, expect_gradients, of_main, together
 from .run import Run
+from .shard import check_shard, shard
 from .stability import Observer, Stability
 from .step import forward_and_backward
 from .trainer import Trainer
@@ -36,15 +37,18 @@ _CALIBRATION_STEPS = 8
 
 
 def check_engine(run: Run) -> None:
-    """Refuse what the engine, the compiler or the averaging of weights cannot do.
+    """Refuse what the engine, the compiler, the averaging of weights or a split model cannot do.
 
     Raises:
-        ValueError: fp16 on the CPU, compilation without a compiler, or two averages of the weights at once.
+        ValueError: fp16 on the CPU, compilation without a compiler, two averages of the weights at once, or what
+            `check_shard` refuses.
     """
     if run.precision == "fp16" and run.device == "cpu":
         raise ValueError("run: precision is 'fp16', which needs device 'cuda' or 'mps'; device 'cpu' allows 'bf16'")
     if run.compile:
         _check_compiler(run.device)
+    if run.parallel == "shard":
+        check_shard(run)
     if run.ema_decay and averages_itself(make_optimizer(run.optimizer, nn.Linear(2, 2))):
         raise ValueError(
             f"run: ema_decay is {run.ema_decay}, and optimizer '{run.optimizer.name}' averages the weights by itself; "
@@ -111,9 +115,14 @@ def set_up(
     model = build_model(run)
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    model.train().to(accelerator.device)
+    model.train()
+    sharded = run.parallel == "shard" and accelerator.num_processes > 1  # one process has the only share
+    if sharded:
+        shard(model, accelerator.device)
+    else:
+        model.to(accelerator.device)
+        expect_gradients(accelerator, model)
     flops_per_token = training_flops_per_token(model, run.data.sequence_length)
-    expect_gradients(accelerator, model)
     optimizer = make_optimizer(run.optimizer, model)
     average = Average(model, run.ema_decay) if run.ema_decay else None
     events = len(read_journal(folder / JOURNAL))
@@ -124,7 +133,9 @@ def set_up(
         # Not the loss, which is cut into pieces that fit already. Hooks that came later would not be seen.
         model.model.compile(dynamic=False)
     # The optimizer's state is where it belongs, and moving it would round what is not of its parameter's type.
-    model, optimizer = accelerator.prepare(model, optimizer, device_placement=[True, False])
+    optimizer = accelerator.prepare(optimizer, device_placement=[False])
+    # Evaluation mode is without DistributedDataParallel; precision is the same.
+    model = accelerator.prepare_model(model, evaluation_mode=sharded)
     trainer = Trainer(
         run,
         accelerator,

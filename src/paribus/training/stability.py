@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.optim.roles import parameter_roles
+from paribus.optim.shares import whole
 
 WINDOW = 128
 """Losses that the next one is compared with, at most."""
@@ -142,7 +143,7 @@ def is_spike(loss: float, before: list[float]) -> bool:
 def _ratio(before: list[Tensor], after: list[nn.Parameter]) -> float | None:
     moved = nn.utils.get_total_norm([new.detach() - old for new, old in zip(after, before, strict=True)])
     length = nn.utils.get_total_norm(before)
-    return _finite((moved / length).item())
+    return _finite((whole(moved) / whole(length)).item())
 
 
 def _finite(value: float) -> float | None:

@@ -16,6 +16,7 @@ from paribus.nn.kernels.choice import using
 from paribus.nn.loss import IGNORE
 from paribus.optim.clipping import clip_adaptively
 from paribus.optim.optimizer import set_learning_rate
+from paribus.optim.shares import whole
 
 from .trainer import Trainer
 
@@ -131,12 +132,12 @@ def _clip(trainer: Trainer) -> float:
     parameters = list(trainer.model.parameters())
     limit = optimizer.clip_norm or math.inf
     if not optimizer.clip_adaptive:
-        return float(engine.clip_grad_norm_(parameters, limit))
+        return float(whole(engine.clip_grad_norm_(parameters, limit)))
     engine.unscale_gradients()
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     clip_adaptively(parameters, optimizer.clip_adaptive, optimizer.clip_scope)
     nn.utils.clip_grad_norm_(parameters, limit)  # not the engine's, which would unscale again
-    return float(norm)
+    return float(whole(norm))
 
 
 def _step(trainer: Trainer) -> bool:

@@ -13,7 +13,7 @@ from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.training import checkpoint
 from paribus.training.average import Average
-from paribus.training.checkpoint import Progress, load_checkpoint, load_evaluated, save_checkpoint
+from paribus.training.checkpoint import Progress, gather, load_checkpoint, load_evaluated, save_checkpoint
 
 Parts = tuple[nn.Module, torch.optim.Optimizer]
 
@@ -44,7 +44,7 @@ def equal(one: Parts, other: Parts) -> bool:
 @pytest.mark.parametrize("tied", [True, False])
 def test_there_and_back(tmp_path: Path, tied: bool) -> None:
     saved, progress = parts(tied), Progress(7, 1.5, "abc", 9)
-    save_checkpoint(tmp_path, *saved, progress)
+    save_checkpoint(tmp_path, gather(*saved), progress)
     drawn = torch.rand(3)
     loaded = parts(tied)
     assert not equal(saved, loaded)
@@ -56,7 +56,7 @@ def test_there_and_back(tmp_path: Path, tied: bool) -> None:
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     saved = parts()
     for number in (1, 2, 3):
-        save_checkpoint(tmp_path, *saved, Progress(number))
+        save_checkpoint(tmp_path, gather(*saved), Progress(number))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002", "00000003"]
 
 
@@ -64,8 +64,8 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "absent", "changed"])
 def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path: Path, name: str, damage: str) -> None:
     older, newer, loaded = parts(), parts(), parts()
-    save_checkpoint(tmp_path, *older, Progress(1))
-    save_checkpoint(tmp_path, *newer, Progress(2))
+    save_checkpoint(tmp_path, gather(*older), Progress(1))
+    save_checkpoint(tmp_path, gather(*newer), Progress(2))
     path = tmp_path / "00000002" / name
     content = path.read_bytes()
     if damage == "absent":
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path: Path, name: 
         path.write_bytes(content[:-3] if damage == "truncated" else content[:-3] + b"xyz")
     assert load_checkpoint(tmp_path, *loaded).step == 1
     assert equal(older, loaded)
-    save_checkpoint(tmp_path, *newer, Progress(2))
+    save_checkpoint(tmp_path, gather(*newer), Progress(2))
     assert load_checkpoint(tmp_path, *loaded).step == 2
     assert equal(newer, loaded)
 
@@ -82,9 +82,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path: Path, name: 
 def test_a_later_damaged_checkpoint_never_displaces_a_whole_one(tmp_path: Path) -> None:
     saved = parts()
     for number in (10, 90):
-        save_checkpoint(tmp_path, *saved, Progress(number))
+        save_checkpoint(tmp_path, gather(*saved), Progress(number))
     (tmp_path / "00000090" / "state.json").unlink()
-    save_checkpoint(tmp_path, *saved, Progress(11))
+    save_checkpoint(tmp_path, gather(*saved), Progress(11))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010", "00000011"]
 
 
@@ -93,23 +93,23 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytes
     child = os.fork()
     if child == 0:
         monkeypatch.setattr(checkpoint, "sync_file", lambda path: os.kill(os.getpid(), 9))
-        save_checkpoint(tmp_path, *saved, Progress(1))
+        save_checkpoint(tmp_path, gather(*saved), Progress(1))
     os.waitpid(child, 0)
     assert list(tmp_path.rglob("model.safetensors")), "it was killed in the middle"
     assert load_checkpoint(tmp_path, *saved) == Progress()
-    save_checkpoint(tmp_path, *saved, Progress(2))
+    save_checkpoint(tmp_path, gather(*saved), Progress(2))
     assert [path.name for path in tmp_path.iterdir()] == ["00000002"]
 
 
 def test_a_checkpoint_needs_its_journal(tmp_path: Path) -> None:
     saved = parts()
-    save_checkpoint(tmp_path, *saved, Progress(1, journal_events=3))
-    save_checkpoint(tmp_path, *saved, Progress(2, journal_events=6))
+    save_checkpoint(tmp_path, gather(*saved), Progress(1, journal_events=3))
+    save_checkpoint(tmp_path, gather(*saved), Progress(2, journal_events=6))
     assert [load_checkpoint(tmp_path, *saved, events).step for events in (6, 5, 3, 2)] == [2, 1, 1, 0]
 
 
 def test_the_tensors_of_another_model_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, *parts(), Progress(1))
+    save_checkpoint(tmp_path, gather(*parts()), Progress(1))
     with pytest.raises(ValueError, match="holds other tensors"):
         load_checkpoint(tmp_path, *parts(tied=False))
     with pytest.raises(ValueError, match="holds other tensors"):
@@ -122,7 +122,7 @@ def test_evaluated_weights_lie_beside_the_trained_ones(tmp_path: Path) -> None:
     for number in (1, 2):
         step(model, optimizer)
         average.update(model, number)
-        save_checkpoint(tmp_path, model, optimizer, Progress(number), average)
+        save_checkpoint(tmp_path, gather(model, optimizer, average), Progress(number))
     expected = {name: tensor.clone() for name, tensor in average.tensors.items()}
     other, _ = parts()
     assert load_evaluated(tmp_path, other) == 2
