@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ def read_settings(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where}: expected an object with keys, got {settings!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
@@ -41,6 +42,11 @@ def read_settings(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
             raise ValueError(f"{where}: missing key '{name}'")
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in settings.items()}
     return cls(**values)
+
+
+@functools.cache
+def _type_hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,16 +86,24 @@ def _match_parameters(run: Run, reference: Run) -> dict[str, Any]:
     if own == target:
         return {}
     expansions = _expansions(run)
+
+    @functools.cache
+    def count_of(*values: tuple[str, float]) -> int:
+        return count_parameters(with_values(run, dict(values)))
+
+    def count_at(factor: float) -> int:
+        return count_of(*_values(run, expansions, factor).items())  # of many factors the whole channels are the same
+
     low, high = 0.0, 1.0
-    while _count(run, expansions, high) < target:
+    while count_at(high) < target:
         low, high = high, high * 2
         if high > 1024:
             raise ValueError(f"no channel width gives the reference's {target:,} parameters")
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _count(run, expansions, middle) < target else (low, middle)
-    best = min((low, high), key=lambda factor: abs(_count(run, expansions, factor) - target))
-    count = _count(run, expansions, best)
+        low, high = (middle, high) if count_at(middle) < target else (low, middle)
+    best = min((low, high), key=lambda factor: abs(count_at(factor) - target))
+    count = count_at(best)
     if abs(count - target) > TOLERANCE * target:
         raise ValueError(
             f"parameters cannot be matched: {count:,} at best beside the reference's {target:,}; "
@@ -128,10 +137,6 @@ def _values(run: Run, expansions: dict[str, float], factor: float) -> dict[str, 
         f"model.blocks.{name}.channel.expansion": max(1, round(expansion * factor * width)) / width
         for name, expansion in expansions.items()
     }
-
-
-def _count(run: Run, expansions: dict[str, float], factor: float) -> int:
-    return count_parameters(with_values(run, _values(run, expansions, factor)))
 
 
 def _match_flops(run: Run, reference: Run) -> dict[str, Any]:
