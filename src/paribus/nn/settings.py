@@ -31,7 +31,7 @@ def read_settings(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
     """
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where}: expected an object with keys, got {settings!r}")
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]  # classes are hashable, whatever mypy says of type[T]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
