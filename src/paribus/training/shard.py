@@ -41,6 +41,7 @@ def shard(model: ParibusForCausalLM, device: torch.device) -> None:
     """Leave in this process its share of the parameters of `model`, which is the same in all processes.
 
     Gradients become the mean over processes, as they are where each holds the whole model.
+    A parameter has a gradient in every process or in none, or they would wait for each other.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for part in model.modules():

@@ -108,8 +108,9 @@ def test_default_blocks_can_be_changed(run: Run) -> None:
     assert again.model["blocks"]["main"]["mixer"] == {"name": "attention"}
 
 
-def test_the_fingerprint_is_of_everything_but_the_name(run: Run) -> None:
-    assert with_values(run, {"name": "other"}).fingerprint() == run.fingerprint()
+def test_the_fingerprint_is_of_everything_that_decides_the_weights(run: Run) -> None:
+    for values in ({"name": "other"}, {"parallel": "shard"}):
+        assert with_values(run, values).fingerprint() == run.fingerprint()
     changes = [{"seed": 1}, {"data.seed": 1}, {"threads": 2}, {"optimizer.lr": 0.1}, {"model.hidden_size": 24}]
     fingerprints = {with_values(run, values).fingerprint() for values in changes}
     assert len({*fingerprints, run.fingerprint()}) == len(changes) + 1
