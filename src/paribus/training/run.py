@@ -192,6 +192,10 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> No
     if keys[:2] == ["model", "blocks"] and len(keys) > 2:
         settings["model"] = spell_out(settings["model"])
         settings["model"].setdefault("blocks", copy.deepcopy(DEFAULT_BLOCKS))
+    if keys[:2] == ["model", "embedding"] and len(keys) == 3:
+        settings["model"].setdefault("embedding", {})
+    if keys[:2] == ["optimizer", "roles"] and len(keys) == 4:
+        settings["optimizer"]["roles"].setdefault(keys[2], {})
     here = settings
     free = keys[0] == "model" or keys[:2] in (["data", "corpora"], ["optimizer", "settings"], ["optimizer", "roles"])
     for key in keys[:-1]:

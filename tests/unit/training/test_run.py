@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paribus.optim.optimizer import Role
 from paribus.training.run import Budget, Evaluation, Run, parse_override, read_run, with_values
 from tests import small
 
@@ -55,6 +56,9 @@ def test_an_unknown_key_is_named_with_the_nearest(run: Run, path: tuple[str, ...
         ({"device": "gpu"}, "device is 'gpu'; allowed: 'cpu', 'cuda', 'mps'"),
         ({"optimizer.lr": float("nan")}, "lr is nan"),
         ({"optimizer.lr": "fast"}, "lr is 'fast'"),
+        ({"optimizer.roles.haed.lr": 0.1}, "unknown role 'haed'; did you mean 'head'?"),
+        ({"optimizer.roles.head.rl": 0.1}, "unknown key 'rl'; did you mean 'lr'?"),
+        ({"model.embedding.rnk": 4}, "model: embedding: unknown key 'rnk'; did you mean 'rank'?"),
         ({"optimizer.settings": {"betas": [0.9]}}, "optimizer 'adamw': settings {'betas': [0.9]}"),
         ({"optimizer.settings": {"betas": [0.9, 1.5]}}, "settings {'betas': [0.9, 1.5]}"),
         ({"schedule.warmup": 1.5}, "warmup is 1.5"),
@@ -151,3 +155,9 @@ def test_damaged_run_files(tmp_path: Path, content: bytes, message: str) -> None
 def test_an_absent_run_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.json' cannot be read: No such file"):
         read_run(tmp_path / "absent.json")
+
+
+def test_settings_of_a_role_and_of_the_embedding_are_a_path_each(run: Run) -> None:
+    changed = with_values(run, {"optimizer.roles.head.lr": 0.1, "optimizer.roles.gate.weight_decay": 0.5})
+    assert changed.optimizer.roles == {"head": Role(lr=0.1), "gate": Role(weight_decay=0.5)}
+    assert with_values(run, {"model.embedding.rank": 4}).model["embedding"] == {"rank": 4}
