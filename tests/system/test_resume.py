@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import time
@@ -79,22 +78,6 @@ def test_killed_at_every_kind_of_write(run: Run, cache: Path, undisturbed: Path,
     process = start(run, tmp_path, cache)
     process.join()
     assert process.exitcode == 0
-    assert_same(tmp_path, undisturbed)
-
-
-def test_killed_at_random_moments(run: Run, cache: Path, undisturbed: Path, tmp_path: Path) -> None:
-    draw, moments = random.Random(time.time_ns()), []
-    for _ in range(5):
-        process, begun_at = start(run, tmp_path, cache), last_step(tmp_path)
-        wait_for(lambda: process.exitcode is not None or last_step(tmp_path) > begun_at)  # noqa: B023
-        moments.append((begun_at, draw.uniform(0, 0.1)))
-        process.join(moments[-1][1])
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, f"it ended before it was killed: {moments}"
-    process = start(run, tmp_path, cache)
-    process.join()
-    assert process.exitcode == 0, f"it was killed after these checkpoints and seconds: {moments}"
     assert_same(tmp_path, undisturbed)
 
 
