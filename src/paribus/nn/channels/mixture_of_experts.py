@@ -101,10 +101,6 @@ class MixtureOfExperts(Channel):
             y = y + self.shared(tokens)
         return y.view_as(x), None
 
-    def transform(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return self(x)[0]
-
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities [M, N], and the weights and numbers [M, k] of each token's experts."""
         p = logits.softmax(-1)
