@@ -66,7 +66,10 @@ def test_a_batch_follows_from_its_number(name: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shards, "KEPT_SHARDS", 1)
     first = make(name, tmp_path / "one")
     whole = read(first, range(60))
+    read(first, range(60, 300))  # more than an epoch
     left = list((tmp_path / "one" / "shards").glob("*/0*/manifest.json"))
+    remembered = list((tmp_path / "one" / "shards").glob("*/*.json"))
+    assert len(remembered) == FILES, "all shards were read"
     assert len(left) <= 1, "besides the first shard, which lies elsewhere, only the last one read is on the disk"
     later = make(name, tmp_path / "one")  # continued, with shards that are no longer there
     assert torch.equal(read(later, range(30, 60)), whole[120:])
