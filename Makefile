@@ -33,7 +33,7 @@ test-long: .venv/.stamp system-packages  ## the tests that take minutes each
 test-gpu: .venv/.stamp  ## the tests that need a CUDA GPU and flash-linear-attention, which it installs
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "make test-gpu needs a CUDA GPU and a torch built for it; torch " + torch.__version__ + " sees none")'
-	$(PIP) --editable ".[data,dev,fla]"
+	$(PIP) --editable ".[data,image,dev,fla]"
 	$(BIN)/pytest tests/gpu -m gpu $(ARGS)
 
 # What the theme says of its own future is no fault of these pages.
@@ -58,7 +58,7 @@ clean:  ## remove what make made; runs and prepared corpora stay
 # Two stamps, so that the demo installs no development tools. torch is named in the same command as the project,
 # so that pip chooses its build once.
 .venv/.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) torch --editable ".[data,dev]"
+	$(PIP) torch --editable ".[data,image,dev]"
 	touch .venv/.stamp-demo $@
 
 .venv/.stamp-demo: pyproject.toml constraints.txt | .venv/bin/python

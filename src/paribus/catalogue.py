@@ -129,8 +129,10 @@ def _fields(cls: Any, prefix: str) -> Iterator[tuple[str, str]]:
     hints = typing.get_type_hints(cls)
     told = _told_fields(cls)
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
+        nested = list(filter(dataclasses.is_dataclass, typing.get_args(hints[field.name]) or (hints[field.name],)))
+        if nested:
+            for kind in nested:
+                yield from _fields(kind, f"{prefix}{field.name}.")
         elif f"{prefix}{field.name}" != "model":
             default = field.default_factory() if callable(field.default_factory) else field.default
             shown = "" if default is dataclasses.MISSING else f"[{default!r}] "

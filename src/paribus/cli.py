@@ -194,7 +194,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from paribus.data.cache import cache_folder
     from paribus.studies.progress import RunProgress
-    from paribus.training.folder import find_run, refuse_other_settings
+    from paribus.training.folder import find_run, outcome, refuse_other_settings
     from paribus.training.loop import train
     from paribus.training.ranks import alike, is_main, leave
     from paribus.training.run import parse_override, read_run, with_values
@@ -217,7 +217,7 @@ def _run(options: argparse.Namespace) -> None:
     finally:
         leave()
     if is_main():
-        print(f"{folder}: {result['status']} after {result['step']:,} steps, {_quality(result)}")
+        print(f"{folder}: {result['status']} after {result['step']:,} steps, {outcome(result, 'test')}")
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -257,8 +257,8 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from paribus.evaluation.sample_text import sample_text
     from paribus.publish import load_any
-    from paribus.training.measure import sample_text
 
     _hide_progress_bars()
     model, tokenizer = load_any(options.folder)
@@ -293,11 +293,6 @@ def _runs_remove(options: argparse.Namespace) -> None:
     for folder in options.folders:
         remove_run(folder)
         print(f"removed {folder}")
-
-
-def _quality(result: dict[str, object]) -> str:
-    quality = result["bits_per_byte"]
-    return f"{quality['test']:.4f} bits per byte (test)" if isinstance(quality, dict) else str(result["divergence"])
 
 
 if __name__ == "__main__":  # what launchers of several processes start: -m paribus.cli

@@ -82,7 +82,9 @@ def test_two_processes_train_as_one_does(text: Path, cache: Path, tmp_path: Path
             found, expected = (torch.tensor(curve(folder, name)) for folder in reversed(folders))
             torch.testing.assert_close(found, expected, rtol=2e-4, atol=0, msg=lambda text: f"{run.name}: {text}")  # noqa: B023
         single, double = (read_json(folder / "result.json") for folder in folders)
-        assert double["bits_per_byte"]["test"] == pytest.approx(single["bits_per_byte"]["test"], rel=1e-4), run.name
+        assert double["scores"]["test"]["bits_per_byte"] == pytest.approx(
+            single["scores"]["test"]["bits_per_byte"], rel=1e-4
+        ), run.name
         assert double["batches_sha256"] == single["batches_sha256"]
         assert [read_json(folder / "run.json")["environment"]["processes"] for folder in folders] == [[1], [2]]
 

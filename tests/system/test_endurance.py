@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paribus.data.batches import Batches, held_out
+from paribus.data.batches import TextBatches, held_out
 from paribus.data.cache import cache_folder
 from paribus.evaluation.bits_per_byte import bits_per_byte
 from paribus.evaluation.ngram import ngram_document_bits
@@ -47,6 +47,6 @@ def test_an_arm_of_the_gallery_beats_the_trigram(arm: str, tmp_path: Path) -> No
     result = train(run, tmp_path / "run", cache_folder())
     settings = run.evaluation
     documents = held_out(run.data, "test", cache_folder(), settings.test_documents, settings.max_bytes_per_document)
-    read = Batches(run.data, cache_folder()).consumed_bytes(result["step"])
+    read = TextBatches(run.data, cache_folder()).consumed_bytes(result["step"])
     trigram = bits_per_byte(ngram_document_bits(3, read, documents))
-    assert result["bits_per_byte"]["test"] < trigram - CLEARLY
+    assert result["scores"]["test"]["bits_per_byte"] < trigram - CLEARLY

@@ -76,7 +76,7 @@ def ours(shape: Shape, length: int, mixer: str = "attention") -> ParibusForCausa
     """
     run = _run(shape, length, mixer)
     check_model(run)
-    return build_model(run)
+    return _built(run)
 
 
 def equal_models(shape: Shape, length: int, mixers: list[str]) -> dict[str, ParibusForCausalLM]:
@@ -88,7 +88,7 @@ def equal_models(shape: Shape, length: int, mixers: list[str]) -> dict[str, Pari
     others = [mixer for mixer in dict.fromkeys(mixers) if mixer != "attention"]
     reference = _run(shape, length, "attention")
     if not others:
-        return {"attention": build_model(reference)}
+        return {"attention": _built(reference)}
     levels = {name: mixer_settings(name) for name in ("attention", *others)}
     study = Study(
         question="How fast is each mixer?",
@@ -97,7 +97,13 @@ def equal_models(shape: Shape, length: int, mixers: list[str]) -> dict[str, Pari
         reference="attention",
         equal="parameters",
     )
-    return {name: build_model(run) for name, run in equalize(study).runs.items()}
+    return {name: _built(run) for name, run in equalize(study).runs.items()}
+
+
+def _built(run: Run) -> ParibusForCausalLM:
+    model = build_model(run)
+    assert isinstance(model, ParibusForCausalLM), "the default task"
+    return model
 
 
 def _run(shape: Shape, length: int, mixer: str) -> Run:

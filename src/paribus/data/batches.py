@@ -74,7 +74,7 @@ class Batch:
     """Sequences of each corpus."""
 
 
-class Batches:
+class TextBatches:
     """All batches of a run, read from prepared corpora.
 
     Attributes:

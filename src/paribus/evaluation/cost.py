@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from paribus.nn.kernels.cost import FlopCounter
+from paribus.nn.task import TaskModel
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 STATE_LENGTHS = (256, 1024, 4096)
 """Sequence lengths, in tokens, at which the decoding state is weighed."""
 
 
-def training_flops_per_token(model: ParibusForCausalLM, sequence_length: int) -> float:
-    """FLOPs of one forward and backward pass on a sequence, divided by its tokens; gradients are left at None."""
+def training_flops(model: TaskModel, example: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> float:
+    """FLOPs of one forward and backward pass on `example`, the model's arguments; gradients are left at None.
+
+    Args:
+        arguments: what else the model is called with.
+    """
     device = next(model.parameters()).device
-    tokens = torch.zeros(1, sequence_length, dtype=torch.long, device=device)
     with FlopCounter() as counter:
-        model(input_ids=tokens, targets=tokens, return_logits=False).loss.backward()
+        model(**{name: x.to(device) for name, x in example.items()}, **arguments).loss.backward()
     model.zero_grad(set_to_none=True)
-    return counter.total / sequence_length
+    return float(counter.total)
 
 
-def decoding_state_bytes(model: ParibusForCausalLM) -> dict[str, int]:
-    """Bytes that decoding carries after each of `STATE_LENGTHS` that the model may read."""
+def decoding_state_bytes(model: TaskModel) -> dict[str, int]:
+    """Bytes that decoding carries after each of `STATE_LENGTHS` that the model may read; none where nothing decodes."""
+    if not isinstance(model, ParibusForCausalLM):
+        return {}
     longest = model.config.max_position_embeddings
     was_training = model.training
     model.eval()

@@ -18,6 +18,7 @@ from .embedding import Embedding, EmbeddingConfig
 from .initialization import get_initialization, initialize_module, mark_places
 from .mixer import Context, Placement, make_context
 from .norm import make_norm
+from .patches import ClassToken, PatchEmbedding
 from .residual import Stream
 from .state import State
 
@@ -55,8 +56,10 @@ class ParibusModel(ParibusPreTrainedModel):
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
         get_initialization(config.initialization)
-        self.embedding = Embedding(config.vocab_size, config.hidden_size, EmbeddingConfig(**config.embedding))
-        placement = Placement(config.hidden_size, causal=config.causal, max_length=config.max_position_embeddings)
+        self.embedding, self.class_token = _make_embedding(config)
+        placement = Placement(
+            config.hidden_size, causal=config.causal, max_length=config.max_position_embeddings, grid=config.grid
+        )
         self.position = make_absolute_position(config.position, placement)
         self.blocks = nn.ModuleList(Block(config, name, layer) for layer, name in enumerate(config.layer_blocks()))
         self._check_streams()
@@ -81,12 +84,15 @@ class ParibusModel(ParibusPreTrainedModel):
         return len(self.blocks) + (self.position is not None)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of the token embedding."""
-        return self.embedding.table
+        """The table of the token embedding, or the map of an image's patches."""
+        return self.embedding.projection if isinstance(self.embedding, PatchEmbedding) else self.embedding.table
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the table of the token embedding."""
-        self.embedding.table = value  # type: ignore[assignment]  # transformers hands in an nn.Embedding
+        """Replace the table of the token embedding, or the map of an image's patches."""
+        if isinstance(self.embedding, PatchEmbedding):
+            self.embedding.projection = value  # type: ignore[assignment]  # transformers hands in an nn.Linear
+        else:
+            self.embedding.table = value  # type: ignore[assignment]  # transformers hands in an nn.Embedding
 
     def forward(
         self,
@@ -94,6 +100,8 @@ class ParibusModel(ParibusPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
+        pixel_values: Tensor | None = None,
+        condition: Tensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
@@ -105,21 +113,24 @@ class ParibusModel(ParibusPreTrainedModel):
             attention_mask: [B, S + T] (past included) or [B, T]: 0 is padding; equal non-zero numbers belong
                 together, so a mask of segment ids packs several documents in a row.
             inputs_embeds: [B, T, D] in place of ids.
+            pixel_values: [B, channels, size, size] in place of ids, for a model of images.
+            condition: [B, D], what rows are made for; see `Context.condition`.
             past_key_values: what an earlier call returned; a cache of another kind must be empty and is replaced.
 
         Raises:
-            ValueError: both or neither of ids and embeddings; a cache of another kind that holds tokens.
+            ValueError: not exactly one of ids (or pixels) and embeddings; a cache of another kind that holds tokens.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self._embed(input_ids, pixel_values, inputs_embeds)
         cache = self._cache(past_key_values, use_cache)
-        segments = _segments(attention_mask, x.shape[1])
         states = cache.states() if cache is not None else [None] * self.num_states
+        segments = _segments(attention_mask, x.shape[1])
         if self.position is not None:
             x, states[-1] = self.position(x, segments=segments, state=states[-1], keep_state=cache is not None)
+        if self.class_token is not None:
+            x = self.class_token(x)
         hidden_states = [x]
         context = make_context(self.blocks)
+        context.condition = condition
         scheme = self._block_at(0).residual
         recompute = torch.is_grad_enabled() and cache is None and not output_hidden_states
         stream = scheme.start(x, recompute)
@@ -138,6 +149,17 @@ class ParibusModel(ParibusPreTrainedModel):
             losses=context.losses if self.training else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _embed(self, ids: Tensor | None, pixels: Tensor | None, embeddings: Tensor | None) -> Tensor:
+        of_images = isinstance(self.embedding, PatchEmbedding)
+        wanted, other = ("pixel_values", "input_ids") if of_images else ("input_ids", "pixel_values")
+        given, unfit = (pixels, ids) if of_images else (ids, pixels)
+        if unfit is not None or (given is None) == (embeddings is None):
+            raise ValueError(f"pass exactly one of {wanted} and inputs_embeds, and no {other}")
+        if embeddings is not None:
+            return embeddings
+        x: Tensor = self.embedding(given)
+        return x
 
     def _block_at(self, layer: int) -> Block:
         block = self.blocks[layer]
@@ -160,6 +182,14 @@ class ParibusModel(ParibusPreTrainedModel):
         if past is None and use_cache:
             return StateCache(self.num_states)
         return past
+
+
+def _make_embedding(config: ParibusConfig) -> tuple[Embedding | PatchEmbedding, ClassToken | None]:
+    """Of ids, or of an image's patches, with the token that goes behind those."""
+    if config.image is None:
+        return Embedding(config.vocab_size, config.hidden_size, EmbeddingConfig(**config.embedding)), None
+    image = config.image_config
+    return PatchEmbedding(image, config.hidden_size), ClassToken(config.hidden_size) if image.class_token else None
 
 
 def _segments(attention_mask: Tensor | None, T: int) -> Tensor | None:

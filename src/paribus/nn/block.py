@@ -10,6 +10,7 @@ from .component import make_channel, make_mixer, make_residual
 from .config import ParibusConfig
 from .mixer import Context, Mixer, Placement
 from .residual import Branch, Stream
+from .scan_order import Scanned
 from .state import State
 from .token_shift import Kind, TokenShift
 
@@ -26,6 +27,7 @@ class Block(nn.Module):
             num_layers=config.num_hidden_layers,
             causal=config.causal,
             max_length=config.max_position_embeddings,
+            grid=config.grid,
         )
         where = f"block '{name}'"
         self.mixer = make_mixer(block.mixer, placement, f"{where}: mixer")
@@ -36,26 +38,32 @@ class Block(nn.Module):
             block.residual, placement, block.norm, self.channel is not None, f"{where}: residual"
         )
         self.dropout = nn.Dropout(block.dropout)
+        self.scan = "raster" if config.image is None else config.image_config.scan
 
     def forward(
         self, x: Stream, segments: Tensor | None, state: State, keep_state: bool, context: Context
     ) -> tuple[Stream, State]:
         """[B, T, D] (as many streams as the residual scheme carries) -> the same, and the states of both mixers."""
         mixer_state, channel_state = (None, None) if state is None else state
-        mix = Branch(_parts(self.mixer_shift, self.mixer), self.dropout, segments, mixer_state, keep_state, context)
+        mix = Branch(self._mixer_parts(), self.dropout, segments, mixer_state, keep_state, context)
         channel = None
         if self.channel is not None:
-            parts = _parts(self.channel_shift, self.channel)
+            parts = (self.channel,) if self.channel_shift is None else (self.channel_shift, self.channel)
             channel = Branch(parts, self.dropout, segments, channel_state, keep_state, context)
         x = self.residual(x, mix, channel)
         if not keep_state:
             return x, None
         return x, (mix.state, None if channel is None else channel.state)
 
+    def _mixer_parts(self) -> tuple[Mixer | Scanned, ...]:
+        """The token mixer, in the order in which this layer reads images, behind a token shift if there is one."""
+        placement = self.mixer.placement
+        mixer: Mixer | Scanned = self.mixer
+        if self.scan == "cross" or (self.scan == "alternate" and placement.layer % 2):
+            assert placement.grid is not None, "a scan belongs to an image"
+            mixer = Scanned(self.mixer, placement.grid, both=self.scan == "cross")
+        return (mixer,) if self.mixer_shift is None else (self.mixer_shift, mixer)
+
 
 def _shift(kind: Literal["none"] | Kind, placement: Placement) -> TokenShift | None:
     return None if kind == "none" else TokenShift(placement, kind)
-
-
-def _parts(shift: TokenShift | None, mixer: Mixer) -> tuple[Mixer, ...]:
-    return (mixer,) if shift is None else (shift, mixer)

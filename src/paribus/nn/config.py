@@ -9,8 +9,10 @@ from typing import Any, Literal
 from transformers import PretrainedConfig
 
 from .embedding import EmbeddingConfig
+from .patches import ImageConfig
 from .settings import nearest, read_settings
 
+CAUSAL_LM: dict[str, Any] = {"name": "causal_lm"}
 DEFAULT_BLOCKS: dict[str, Any] = {"main": {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}}
 
 
@@ -44,6 +46,9 @@ class ParibusConfig(PretrainedConfig):
         blocks: kinds of block by name, each a `BlockConfig`.
         layout: the blocks' names in their order, repeated to the number of layers; a run may name a hybrid.
         causal: whether tokens see only those before them.
+        task: what the model is for: ``name`` (causal_lm, masked_lm, image_classification, image_generation) and the
+            settings of that task.
+        image: for the tasks on images, their size, patches and scan order, an `ImageConfig`; null for text.
         norm: the last norm, after all blocks; each block names its own.
         embedding: how ids become vectors: ``rank`` of the table (0: no factors) and ``scale``.
         position: what is added to the embeddings; positions inside attention are settings of that mixer.
@@ -68,6 +73,8 @@ class ParibusConfig(PretrainedConfig):
         blocks: Mapping[str, Any] = DEFAULT_BLOCKS,
         layout: tuple[str, ...] | list[str] = ("main",),
         causal: bool = True,
+        task: Mapping[str, Any] = CAUSAL_LM,
+        image: Mapping[str, Any] | None = None,
         norm: str = "rms_norm",
         embedding: Mapping[str, Any] | None = None,
         position: str = "none",
@@ -85,6 +92,8 @@ class ParibusConfig(PretrainedConfig):
         self.blocks = _read_blocks(blocks)
         self.layout = _read_layout(layout)
         self.causal = causal
+        self.task = _read_task(task)
+        self.image = None if image is None else asdict(read_settings(ImageConfig, image, "model: image"))
         self.norm = norm
         self.embedding = asdict(read_settings(EmbeddingConfig, embedding or {}, "model: embedding"))
         self.position = position
@@ -116,6 +125,11 @@ class ParibusConfig(PretrainedConfig):
             raise ValueError(
                 "model: initialization 'mup' scales table and head apart; tie_word_embeddings must be false"
             )
+        if self.image is not None and self.image_config.num_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"model: max_position_embeddings is {self.max_position_embeddings}; an image has "
+                f"{self.image_config.num_tokens} tokens, and at least as many are needed"
+            )
         if not self.layout:
             raise ValueError("model: layout is empty; name at least one block")
         for name in self.layout:
@@ -123,6 +137,17 @@ class ParibusConfig(PretrainedConfig):
                 raise ValueError(f"model: layout names the block '{name}'; {nearest(name, self.blocks)}")
         for name in self.blocks:
             self.block(name)
+
+    @property
+    def image_config(self) -> ImageConfig:
+        """The settings under `image`, which must be there."""
+        assert self.image is not None, "asked of models of images only"
+        return read_settings(ImageConfig, self.image, "model: image")
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patch rows and columns of an image; None for text."""
+        return None if self.image is None else self.image_config.grid
 
     def block(self, name: str) -> BlockConfig:
         """The settings of the block `name`, checked."""
@@ -147,6 +172,13 @@ def _read_layout(layout: Any) -> list[str]:
     if not isinstance(layout, list | tuple) or not all(isinstance(name, str) for name in layout):
         raise ValueError(f"model: layout is {layout!r}; a list of names of blocks is needed")
     return list(layout)
+
+
+def _read_task(task: Any) -> dict[str, Any]:
+    """A copy; the settings beside the name are the task's own, which checks them."""
+    if not isinstance(task, Mapping) or not isinstance(task.get("name"), str):
+        raise ValueError(f"model: task is {task!r}; an object with the key 'name' is needed")
+    return dict(task)
 
 
 def _check_token(name: str, token: Any) -> None:

@@ -85,3 +85,25 @@ def linear_cross_entropy(
     """
     objective, cross_entropy = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss)
     return objective, cross_entropy
+
+
+def language_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, others: dict[str, Tensor] | None, z_loss: float
+) -> tuple[Tensor, dict[str, Tensor] | None]:
+    """What a language model minimises, and in training its parts; elsewhere it is the cross entropy alone.
+
+    Args:
+        hidden: [B, T, D].
+        weight: [V, D], of the head.
+        targets: [B, T]; -100 carries no loss.
+        others: the weighted losses of the blocks, which a model in training has (it may have none); None elsewhere.
+        z_loss: as in `linear_cross_entropy`, in training.
+    """
+    z_loss = 0.0 if others is None else z_loss
+    loss, cross_entropy = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), z_loss=z_loss)
+    if others is None:
+        return loss, None
+    parts = {"cross_entropy": cross_entropy, **others}
+    if z_loss:
+        parts["z_loss"] = loss.detach() - cross_entropy
+    return sum(others.values(), loss), parts

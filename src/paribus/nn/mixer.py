@@ -41,6 +41,8 @@ class Context:
     """What `SharedPart`s give each other before the first layer runs, by their name and then by layer."""
     first_value: tuple[int, Tensor] | None = None
     """The values [B, T, H, V] of the first layer that has such, and that layer's number (RWKV-7)."""
+    condition: Tensor | None = None
+    """[B, D] what a row is made for (time and class of an image); read by residual schemes that say so."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Losses beside the task's, weighted and summed over layers, by name (how evenly experts are used)."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .mixer import Context, Mixer, Placement
 from .norm import make_norm
+from .scan_order import Scanned
 from .state import State
 
 Stream = Any
@@ -23,13 +24,18 @@ class Branch:
     `state` becomes the new one when it is called.
     """
 
-    parts: tuple[Mixer, ...]
+    parts: tuple[Mixer | Scanned, ...]
     """What it is made of, in order; the mixer is the last."""
     dropout: nn.Module
     segments: Tensor | None = None
     state: State = None
     keep_state: bool = False
     context: Context | None = None
+
+    @property
+    def modules(self) -> list[Mixer]:
+        """The parts that have parameters."""
+        return [part.mixer if isinstance(part, Scanned) else part for part in self.parts]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -56,6 +62,8 @@ class Residual(nn.Module):
     """
 
     Config: ClassVar[type[Any]]
+    reads_condition: ClassVar[bool] = False
+    """Whether `Context.condition` decides what the block does."""
     streams: ClassVar[int] = 1
     """How many residual streams the scheme carries; all blocks of a model carry as many."""
 

@@ -102,7 +102,7 @@ def _recorded(x0: Tensor, x1: Tensor, half: _Half, context: Context) -> Tensor:
     """The new stream; it has no graph of its own but the way to invert it."""
     y, first_value, *losses = _Coupling.apply(half, x0, x1, *half.shared(context), *half.modules.parameters())
     if first_value is not None:
-        context.first_value = (half.branch.parts[-1].placement.layer, first_value)
+        context.first_value = (half.branch.modules[-1].placement.layer, first_value)
     for name, value in zip(half.losses, losses, strict=True):
         context.add_loss(name, value)
     new: Tensor = y
@@ -115,7 +115,7 @@ class _Modules(nn.Module):
     def __init__(self, norm: nn.Module, branch: Branch) -> None:
         super().__init__()
         self.norm = norm
-        self.parts = nn.ModuleList(branch.parts)
+        self.parts = nn.ModuleList(branch.modules)
 
     def forward(self, branch: Branch, x: Tensor, narrow: torch.dtype) -> Tensor:
         """The branch, which calls `parts`, of the normed stream."""

@@ -36,9 +36,8 @@ def read_settings(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
     for key in settings:
         if key not in fields:
             raise ValueError(f"{where}: unknown key '{key}'; {nearest(key, fields)}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in settings:
+    for name in _required(cls):
+        if name not in settings:
             raise ValueError(f"{where}: missing key '{name}'")
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in settings.items()}
     return cls(**values)
@@ -81,6 +80,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in arguments:
         return None
+    arguments = _fitting(arguments, value)
     problems = []
     for argument in arguments:
         if argument is type(None):
@@ -90,3 +90,16 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
         except ValueError as problem:
             problems.append(str(problem))
     raise ValueError(problems[0])
+
+
+def _fitting(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Of several dataclasses, the first whose required keys are all in `value`; it alone says what is wrong."""
+    for argument in arguments if isinstance(value, Mapping) else ():
+        if dataclasses.is_dataclass(argument) and set(_required(argument)) <= value.keys():
+            return (argument,)
+    return arguments
+
+
+def _required(cls: Any) -> list[str]:
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.default is missing and f.default_factory is missing]

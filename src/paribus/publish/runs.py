@@ -9,7 +9,9 @@ from typing import Any
 
 from paribus.data.batches import Data, held_out
 from paribus.data.cache import cache_folder
+from paribus.data.tokenizers import load_tokenizer
 from paribus.evaluation.bits_per_byte import bits_per_byte, document_bits
+from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 from paribus.training.folder import read_record, read_result
 from paribus.training.load import load_run
 
@@ -27,19 +29,20 @@ def publish_run(folder: Path, out: Path) -> Path:
         ValueError: not a run, one that is unfinished or diverged, or an `out` that holds something else.
     """
     result = read_result(folder)
-    run, model, tokenizer = load_run(folder)
+    run, model = load_run(folder)
     if result is None or result["status"] != "finished":
         raise ValueError(f"'{folder}' cannot be published: it is {'unfinished' if result is None else 'diverged'}")
+    assert isinstance(run.data, Data) and isinstance(model, ParibusForCausalLM), "the only task that is published"
     corpora = ", ".join(run.data.corpora)
     card = {
-        "bits per byte, held-out test documents": result["bits_per_byte"]["test"],
+        "bits per byte, held-out test documents": result["scores"]["test"]["bits_per_byte"],
         "trained on": f"{result['tokens']:,} tokens of {corpora}, in sequences of {run.data.sequence_length:,}",
         "training FLOPs": result["flops"],
         "optimizer": f"{run.optimizer.name}, learning rate {run.optimizer.lr:g}, {run.schedule.name} schedule",
         "seed": run.seed,
         "run": f"{run.name}, fingerprint {read_record(folder)['fingerprint'][:16]}",
     }
-    return publish_model(model, tokenizer, out, card=card, name=run.name)
+    return publish_model(model, load_tokenizer(run.data.tokenizer), out, card=card, name=run.name)
 
 
 def load_any(folder: Path) -> tuple[Any, Any]:
@@ -49,8 +52,9 @@ def load_any(folder: Path) -> tuple[Any, Any]:
         ValueError: `folder` is neither.
     """
     if (folder / "run.json").is_file():
-        _, model, tokenizer = load_run(folder)
-        return model, tokenizer
+        run, model = load_run(folder)
+        assert isinstance(run.data, Data), "the only kind that is published"
+        return model, load_tokenizer(run.data.tokenizer)
     if not (folder / "config.json").is_file():
         raise ValueError(f"'{folder}' is neither a run (run.json) nor a Hugging Face folder (config.json)")
     return load_published(folder)
@@ -66,7 +70,9 @@ def evaluate_folder(folder: Path, corpora: Sequence[str] | None, split: str, max
         ValueError: neither kind of folder, or a published folder without `corpora`.
     """
     if (folder / "run.json").is_file():
-        run, model, tokenizer = load_run(folder)
+        run, model = load_run(folder)
+        assert isinstance(run.data, Data), "the only kind that is published"
+        tokenizer = load_tokenizer(run.data.tokenizer)
         data = run.data if corpora is None else replace(run.data, corpora=dict.fromkeys(corpora, 1.0))
     else:
         model, tokenizer = load_any(folder)
@@ -75,6 +81,7 @@ def evaluate_folder(folder: Path, corpora: Sequence[str] | None, split: str, max
         length = min(model.config.max_position_embeddings, _LONGEST_WINDOW)
         data = Data(dict.fromkeys(corpora, 1.0), tokenizer=str(folder), sequence_length=length)
     documents = held_out(data, split, cache_folder(), max_documents, _MAX_DOCUMENT_BYTES)
+    assert isinstance(model, ParibusForCausalLM)
     bits = document_bits(model, documents, data.sequence_length, tokenizer.eos_token_id)
     values = {name: bits_per_byte([d for d in bits if d.corpus == name]) for name in sorted(data.corpora)}
     return values if len(values) == 1 else {**values, "all": bits_per_byte(bits)}

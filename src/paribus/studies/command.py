@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from paribus.data.cache import cache_folder
-from paribus.data.corpus import prepare
 from paribus.publish import publish_run
+from paribus.training.task import make_task
 
 from .charts import ordered_arms
 from .conduct import Workbench, conduct
@@ -38,9 +38,9 @@ def study_command(
     name = study_name(path) if variant == "study" else f"{study_name(path)}-{variant}"
     cache = cache_folder()
     console.print(study.question, style="bold", markup=False, soft_wrap=True)
-    for corpus in study.base.data.corpora:
-        with console.status(f"preparing corpus {corpus}"):
-            prepare(corpus, cache)
+    with console.status("preparing the data"):
+        for arm in study.arms():
+            make_task(study.arm_run(arm)).batches(cache)
     workers = workers or max(1, (os.cpu_count() or 1) // study.base.threads)
     with StudyProgress(console) as progress:
         executor = LocalExecutor(workers, cache, progress.watch, accept_stale=accept_stale)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from paribus.data.batches import Batches, held_out
-from paribus.evaluation.bits_per_byte import bits_per_byte
-from paribus.evaluation.ngram import ngram_document_bits
 from paribus.training.files import write_text
-from paribus.training.folder import find_run, read_record, read_result
+from paribus.training.folder import find_run, outcome, read_record, read_result
 from paribus.training.journal import read_journal
 from paribus.training.run import Run, with_values
+from paribus.training.task import make_task
 
 from .audit import audit
 from .equalizers import Equalized, equalize
@@ -80,9 +78,14 @@ class Workbench:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    if result["status"] == "diverged":
-        return f"diverged: {result['divergence']}"
-    return f"{result['bits_per_byte']['validation']:.4f} bits per byte (validation), {result['seconds']:.0f} s"
+    done = outcome(result, "validation")
+    return done if result["status"] == "diverged" else f"{done}, {result['seconds']:.0f} s"
+
+
+def _score(result: Mapping[str, Any], split: str) -> float | None:
+    """What decides; None of a run that diverged."""
+    scores = result["scores"]
+    return None if scores is None else float(scores[split][result["metric"]])
 
 
 def conduct(bench: Workbench) -> StudyResult:
@@ -190,8 +193,7 @@ def _word(value: Any) -> str:
 
 
 def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) -> TuningPoint:
-    quality = result["bits_per_byte"]
-    return TuningPoint(values, quality and quality["validation"], seed, False, result["status"] == "diverged")
+    return TuningPoint(values, _score(result, "validation"), seed, False, result["status"] == "diverged")
 
 
 def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task], bound: float) -> ArmResult:
@@ -215,17 +217,16 @@ def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, T
 def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult:
     journal = read_journal(task.folder / "journal.jsonl")
     curve = [
-        CurvePoint(event["step"], event["tokens"], event["flops"], event["seconds"], event["bits_per_byte"])
+        CurvePoint(event["step"], event["tokens"], event["flops"], event["seconds"], event["score"])
         for event in journal
         if event["event"] == "evaluate"
     ]
-    quality = result["bits_per_byte"]
     return SeedResult(
         seed=seed,
         run_folder=str(task.folder),
         status=result["status"],
         divergence=result["divergence"],
-        bits_per_byte=quality and quality["test"],
+        bits_per_byte=_score(result, "test"),
         parameters=result["parameters"],
         flops_per_token=result["flops_per_token"],
         tokens=result["tokens"],
@@ -278,13 +279,8 @@ def _document_bits(
 
 
 def _baselines(bench: Workbench, run: Run) -> Iterator[Baseline]:
-    """Byte n-grams counted on exactly the bytes that the reference arm read with its first seed."""
+    """Trivial predictors, made from exactly what the reference arm read with its first seed."""
     result = read_result(find_run(bench.root, run))
     assert result is not None, "the reference arm has been trained"
-    settings = run.evaluation
-    documents = held_out(run.data, "test", bench.cache, settings.test_documents, settings.max_bytes_per_document)
-    data = Batches(run.data, bench.cache).consumed_bytes(result["total_steps"])
-    for order in bench.study.baseline_orders:
-        quality = bits_per_byte(ngram_document_bits(order, data, documents))
-        text = f"Witten-Bell interpolated, counted on the {len(data):,} bytes that an arm reads"
-        yield Baseline(f"byte {order}-gram", quality, text)
+    for line in make_task(run).baselines(bench.study.baseline_orders, result["total_steps"], bench.cache):
+        yield Baseline(line.name, line.score, line.description)

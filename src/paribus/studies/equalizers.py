@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from paribus.evaluation.cost import training_flops_per_token
+from paribus.evaluation.cost import training_flops
 from paribus.nn.backbone import on_meta, parameter_count
 from paribus.nn.component import CHANNELS
 from paribus.nn.mixer import Mixer
 from paribus.nn.model_settings import read_model_config
-from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.task import task_model
 from paribus.training.model import build_model, check_model
 from paribus.training.run import Run, with_values
+from paribus.training.task import make_task
 
 from .study import Equalizer, Study
 
@@ -77,7 +78,8 @@ def _refuse_twins(runs: Mapping[str, Run]) -> None:
 
 def count_parameters(run: Run) -> int:
     """Parameters of the model of `run`, counted without memory."""
-    return parameter_count(on_meta(read_model_config(run.model), ParibusForCausalLM))
+    config = read_model_config(run.model)
+    return parameter_count(on_meta(config, task_model(config)))
 
 
 def _match_parameters(run: Run, reference: Run) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _match_flops(run: Run, reference: Run) -> dict[str, Any]:
     """The steps at which the run spends the FLOPs that the reference spends."""
     spent, own = _flops_per_step(reference), _flops_per_step(run)
     budget = reference.budget
-    tokens = reference.data.batch_size * reference.data.sequence_length
+    tokens = make_task(reference).tokens_per_step
     if budget.flops is not None:
         return {}
     steps = budget.steps if budget.steps is not None else round((budget.tokens or 0) / tokens)
@@ -151,5 +153,5 @@ def _match_flops(run: Run, reference: Run) -> dict[str, Any]:
 
 
 def _flops_per_step(run: Run) -> float:
-    length = run.data.sequence_length
-    return training_flops_per_token(build_model(run), length) * length * run.data.batch_size
+    task = make_task(run)
+    return training_flops(build_model(run), task.example(), task.arguments) * run.data.batch_size

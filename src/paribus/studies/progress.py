@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from paribus.training.loop import Tick
+from paribus.training.task import make_task
 
 from .executor import Task
 
@@ -90,7 +91,7 @@ class StudyProgress:
         for column in ("run", "step", "loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column == "run" else "right")
         for task, tick, _ in self._ticks.values():
-            tokens = task.run.data.batch_size * task.run.data.sequence_length
+            tokens = make_task(task.run).tokens_per_step
             left = (tick.total_steps - tick.step) * tokens / max(tick.tokens_per_second, 1e-9)
             table.add_row(
                 task.run.name,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from paribus.evaluation.metrics import METRICS
 
 from .files import read_json, write_json
 from .run import SCHEMA_VERSION, Run
@@ -61,6 +63,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """result.json of a finished run; None when it is absent or not whole."""
     result = read_json(folder / "result.json")
     return result if isinstance(result, dict) and "status" in result else None
+
+
+def outcome(result: Mapping[str, Any], split: str) -> str:
+    """How a finished run did on a split, in words."""
+    if result["status"] == "diverged":
+        return f"diverged: {result['divergence']}"
+    metric = result["metric"]
+    return f"{result['scores'][split][metric]:.4f} {METRICS[metric].title} ({split})"
 
 
 def open_record(

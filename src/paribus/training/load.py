@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from paribus.data.tokenizers import load_tokenizer
-from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.task import TaskModel
 
 from .checkpoint import load_evaluated
 from .folder import read_record
@@ -14,8 +12,8 @@ from .model import build_model
 from .run import Run
 
 
-def load_run(folder: Path) -> tuple[Run, ParibusForCausalLM, Any]:
-    """The run in `folder`, its model with the newest weights that it evaluates, and its tokenizer.
+def load_run(folder: Path) -> tuple[Run, TaskModel]:
+    """The run in `folder`, and its model with the newest weights that it evaluates.
 
     Raises:
         ValueError: not a run, or one without a whole checkpoint.
@@ -24,4 +22,4 @@ def load_run(folder: Path) -> tuple[Run, ParibusForCausalLM, Any]:
     model = build_model(run)
     if load_evaluated(folder / "checkpoints", model) == 0:
         raise ValueError(f"'{folder}' has no whole checkpoint yet")
-    return run, model.eval(), load_tokenizer(run.data.tokenizer)
+    return run, model.eval()

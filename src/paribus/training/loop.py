@@ -10,34 +10,33 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paribus.data.batches import Batch, Batches
 from paribus.evaluation.cost import decoding_state_bytes, peak_memory_bytes
 from paribus.nn.backbone import parameter_count
-from paribus.nn.model_settings import read_model_config
 from paribus.optim.packing import optimizer_state_bytes
 
 from .checkpoint import gather, save_checkpoint
 from .files import write_json
 from .folder import open_record, read_result
 from .journal import JOURNAL, Journal, read_journal
-from .measure import UNMEASURED, Measure
 from .model import check_model
 from .ranks import alike, check_launch, locked_by_one, of_main, seed_step, together
 from .run import Run
 from .setup import check_engine, find_kernels, make_accelerator, set_up
 from .step import update
+from .task import Measure, Quality, make_task
 from .trace import Trace, TracedSteps
 from .trackers import check_trackers, track, tracking
 from .trainer import Trainer
 
 CHECKPOINT_SECONDS = 20.0
 _LOGGED_STEPS = 200
+_QUALITY = [field.name for field in fields(Quality)]
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def train(
         accelerator = make_accelerator(run, trackers, folder)
         check_launch(accelerator, run)
     with together(accelerator):
-        batches = Batches(run.data, cache)
-        _check_tokenizer(run, batches)
+        task = make_task(run)
+        batches = task.batches(cache)
         kernels = find_kernels(run)
     with locked_by_one(accelerator, folder):  # only now: what was refused leaves no folder
         with together(accelerator):
@@ -98,11 +97,11 @@ def train(
                 raise ValueError(f"trace is '{trace}'; this run is finished, all {result['step']} steps are done")
         if result is None:
             torch.set_num_threads(run.threads)
-            trainer = set_up(run, accelerator, kernels, batches, folder)
+            trainer = set_up(task, accelerator, kernels, batches, folder)
             if steps is not None:
                 steps.check(trainer.progress.step, trainer.total_steps)
             with tracking(accelerator, run):
-                result = _loop(trainer, folder, Measure(run, cache), watch, Trace(steps, folder, accelerator))
+                result = _loop(trainer, folder, task.measure(cache), watch, Trace(steps, folder, accelerator))
             with together(accelerator):
                 if accelerator.is_main_process:
                     write_json(folder / "result.json", result)
@@ -114,14 +113,6 @@ def _whole_result(folder: Path) -> dict[str, Any] | None:
     result = read_result(folder)
     whole = result is not None and result["journal_events"] <= len(read_journal(folder / JOURNAL))
     return result if whole else None
-
-
-def _check_tokenizer(run: Run, batches: Batches) -> None:
-    vocab_size = read_model_config(run.model).vocab_size
-    if vocab_size < batches.vocab_size:
-        raise ValueError(
-            f"model: vocab_size is {vocab_size}; the tokenizer '{run.data.tokenizer}' has {batches.vocab_size} tokens"
-        )
 
 
 def _loop(
@@ -160,7 +151,7 @@ def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callab
     seed_step(trainer.accelerator, trainer.run.seed, trainer.progress.step)
     step, total = trainer.progress.step + 1, trainer.total_steps
     logged = step % max(1, total // _LOGGED_STEPS) == 0 or step == total
-    change = update(trainer, batch, observe=logged)
+    change = update(trainer, trainer.task.inputs(batch, step - 1), observe=logged)
     seconds = time.perf_counter() - begin
     _count(trainer, batch, seconds)
     divergence = _not_finite(step, **change.must_be_finite)
@@ -169,13 +160,13 @@ def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callab
     if divergence is None and logged:
         _tell(trainer, journal, "train", **change.facts)
         with together(trainer.accelerator):
-            watch(Tick(step, total, change.loss, trainer.tokens_per_step / seconds))
+            watch(Tick(step, total, change.loss, trainer.task.tokens_per_step / seconds))
     if divergence is None and step in _evaluated_steps(total, trainer.run.evaluation.points):
         with trainer.evaluated():
-            bits = measure.validation(trainer.bare_model)
-        divergence = _not_finite(step, bits_per_byte=bits)
+            score = measure.validation(trainer.bare_model)
+        divergence = _not_finite(step, **{trainer.task.metric: score})
         if divergence is None:
-            _tell(trainer, journal, "evaluate", bits_per_byte=bits)
+            _tell(trainer, journal, "evaluate", score=score)
     return divergence
 
 
@@ -204,7 +195,7 @@ def _save(trainer: Trainer, journal: Journal, folder: Path) -> None:
             save_checkpoint(folder / "checkpoints", contents, trainer.progress)
 
 
-def _count(trainer: Trainer, batch: Batch, seconds: float) -> None:
+def _count(trainer: Trainer, batch: Any, seconds: float) -> None:
     digest = trainer.batches.digest(batch)
     trainer.progress = replace(
         trainer.progress,
@@ -223,7 +214,7 @@ def _not_finite(step: int, **values: float) -> str | None:
 
 
 def _spent(trainer: Trainer) -> dict[str, Any]:
-    tokens = trainer.progress.step * trainer.tokens_per_step
+    tokens = trainer.progress.step * trainer.task.tokens_per_step
     return {
         "tokens": tokens,
         "flops": tokens * trainer.flops_per_token,
@@ -235,10 +226,9 @@ def _spent(trainer: Trainer) -> dict[str, Any]:
 def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[str, Any]:
     spent, model, step = _spent(trainer), trainer.bare_model, trainer.progress.step
     with trainer.evaluated():
-        quality = UNMEASURED if divergence is not None else measure.quality(model)
+        quality = None if divergence is not None else measure.quality(model)
         state_bytes = decoding_state_bytes(model)
-    scores = quality["bits_per_byte"] or {}
-    divergence = divergence or _not_finite(step, **{f"{split}_bits_per_byte": bits for split, bits in scores.items()})
+    divergence = divergence or _not_finite(step, **({} if quality is None else _scores(quality)))
     return {
         "status": "finished" if divergence is None else "diverged",
         "divergence": divergence,
@@ -254,5 +244,11 @@ def _result(trainer: Trainer, measure: Measure, divergence: str | None) -> dict[
         "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer.optimizer),
         "stability": trainer.stability.result(None if divergence is None else step),
         "documents_sha256": measure.documents_sha256,
-        **(quality if divergence is None else UNMEASURED),
+        "metric": trainer.task.metric,
+        **(dict.fromkeys(_QUALITY) if quality is None or divergence is not None else asdict(quality)),
     }
+
+
+def _scores(quality: Quality) -> dict[str, float]:
+    """All scores by what they are called."""
+    return {f"{split}_{name}": value for split, found in quality.scores.items() for name, value in found.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paribus.data.batches import Data
+from paribus.data.images.spec import Images
 from paribus.nn.config import DEFAULT_BLOCKS
 from paribus.nn.hybrids import spell_out
 from paribus.nn.model_settings import read_model_config
@@ -62,12 +63,20 @@ class Evaluation:
     test_documents: int = 128
     """What the verdict is measured on, once, at the end."""
     max_bytes_per_document: int = 1024
+    validation_images: int = 500
+    """The same two, for tasks on images; a split that has fewer gives all."""
+    test_images: int = 1000
 
     def __post_init__(self) -> None:
         least = {"points": 0, "validation_documents": 1, "test_documents": 1, "max_bytes_per_document": 4}
+        least |= {"validation_images": 1, "test_images": 1}
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ValueError(f"evaluation: {key} is {getattr(self, key)}; at least {value} is needed")
+
+    def num_images(self, split: str) -> int:
+        """How many images of the split "validation" or "test" are measured."""
+        return self.validation_images if split == "validation" else self.test_images
 
     def num_documents(self, split: str) -> int:
         """How many documents of the split "validation" or "test" are measured."""
@@ -81,11 +90,13 @@ class Run:
     name: str
     """What its folder is called; it changes nothing else."""
     model: dict[str, Any]
-    data: Data
+    data: Data | Images
     budget: Budget
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    objective: dict[str, Any] = field(default_factory=dict)
+    """How the model's task is trained: settings of the task, such as the share of hidden tokens."""
     seed: int = 0
     """Of the initial weights; the order of the data has its own seed."""
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -126,6 +137,11 @@ class Run:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"run: seed is {self.seed}; 0 to 2^32 - 1 are allowed")
         read_model_config(self.model)
+
+    @property
+    def reads(self) -> Literal["text", "images"]:
+        """What the data are."""
+        return "text" if isinstance(self.data, Data) else "images"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, read back by `Run.from_json`."""
@@ -170,8 +186,8 @@ def with_values(run: Run, values: Mapping[str, Any]) -> Run:
     """The run with dotted paths such as ``optimizer.lr`` or ``model.hidden_size`` replaced.
 
     Raises:
-        ValueError: a path that does not exist (keys may be added only inside ``model``, ``data.corpora``,
-            ``optimizer.settings`` and ``optimizer.roles``).
+        ValueError: a path that does not exist (keys may be added only inside ``model``, ``objective``,
+            ``data.corpora``, ``optimizer.settings`` and ``optimizer.roles``).
     """
     settings = run.to_json()
     for path, value in values.items():
@@ -197,7 +213,11 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> No
     if keys[:2] == ["optimizer", "roles"] and len(keys) == 4:
         settings["optimizer"]["roles"].setdefault(keys[2], {})
     here = settings
-    free = keys[0] == "model" or keys[:2] in (["data", "corpora"], ["optimizer", "settings"], ["optimizer", "roles"])
+    free = keys[0] in ("model", "objective") or keys[:2] in (
+        ["data", "corpora"],
+        ["optimizer", "settings"],
+        ["optimizer", "roles"],
+    )
     for key in keys[:-1]:
         if not isinstance(here.get(key), dict):
             raise ValueError(f"unknown setting '{path}'; {nearest(key, _dict_keys(here))}")

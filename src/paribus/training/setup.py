@@ -16,8 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
-from paribus.data.batches import Batches
-from paribus.evaluation.cost import reset_peak_memory, training_flops_per_token
+from paribus.evaluation.cost import reset_peak_memory, training_flops
 from paribus.nn.kernels.choice import Implementation
 from paribus.optim.optimizer import make_optimizer
 
@@ -31,6 +30,7 @@ from .run import Run
 from .shard import check_shard, shard
 from .stability import Observer, Stability
 from .step import forward_and_backward
+from .task import Batches, Task
 from .trainer import Trainer
 
 _CALIBRATION_STEPS = 8
@@ -107,9 +107,10 @@ def find_kernels(run: Run) -> Implementation | None:
 
 
 def set_up(
-    run: Run, accelerator: Accelerator, kernels: Implementation | None, batches: Batches, folder: Path
+    task: Task, accelerator: Accelerator, kernels: Implementation | None, batches: Batches, folder: Path
 ) -> Trainer:
-    """Everything live that training `run` needs, continued from the newest whole checkpoint in `folder`."""
+    """Everything live that training the run of `task` needs, continued from the newest checkpoint in `folder`."""
+    run = task.run
     set_seed(run.seed)
     reset_peak_memory()
     model = build_model(run)
@@ -122,7 +123,7 @@ def set_up(
     else:
         model.to(accelerator.device)
         expect_gradients(accelerator, model)
-    flops_per_token = training_flops_per_token(model, run.data.sequence_length)
+    flops_per_token = training_flops(model, task.example(), task.arguments) / task.sequence_length
     optimizer = make_optimizer(run.optimizer, model)
     average = Average(model, run.ema_decay) if run.ema_decay else None
     events = len(read_journal(folder / JOURNAL))
@@ -137,7 +138,7 @@ def set_up(
     # Evaluation mode is without DistributedDataParallel; precision is the same.
     model = accelerator.prepare_model(model, evaluation_mode=sharded)
     trainer = Trainer(
-        run,
+        task,
         accelerator,
         batches,
         model,
@@ -155,7 +156,7 @@ def set_up(
 
 def _solve_steps(trainer: Trainer, folder: Path) -> int:
     """The budget as a number of steps; one in seconds is timed once and the answer kept in budget.json."""
-    budget, tokens = trainer.run.budget, trainer.tokens_per_step
+    budget, tokens = trainer.run.budget, trainer.task.tokens_per_step
     if budget.steps is not None:
         return budget.steps
     if budget.tokens is not None:
@@ -179,7 +180,7 @@ def _seconds_per_step(trainer: Trainer) -> float:
     with torch.random.fork_rng():
         for step in range(_CALIBRATION_STEPS):
             begin = time.perf_counter()
-            forward_and_backward(trainer, trainer.batches.batch(step))
+            forward_and_backward(trainer, trainer.task.inputs(trainer.batches.batch(step), step))
             times.append(time.perf_counter() - begin)
             trainer.optimizer.zero_grad()
     return sorted(times)[len(times) // 2]

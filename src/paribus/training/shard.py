@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from paribus.nn.mixer import SharedPart
-from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.task import TaskModel
 from paribus.optim.shares import SHARED
 
 from .run import Run
@@ -37,7 +37,7 @@ def check_shard(run: Run) -> None:
         )
 
 
-def shard(model: ParibusForCausalLM, device: torch.device) -> None:
+def shard(model: TaskModel, device: torch.device) -> None:
     """Leave in this process its share of the parameters of `model`, which is the same in all processes.
 
     Gradients become the mean over processes, as they are where each holds the whole model.

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
-from .folder import differences, locked, read_record, read_result
+from .folder import differences, locked, outcome, read_record, read_result
 from .journal import read_journal
 from .run import Run
 from .sources import changed_sources
 
 
 def list_runs(root: Path) -> Iterator[str]:
-    """One line a run: name, state, bits per byte, tokens; and whether the code changed since."""
+    """One line a run: name, state, score, tokens; and whether the code changed since."""
     for record_path in sorted(root.glob("*/run.json")):
         folder = record_path.parent
         record = read_json(record_path)
@@ -29,14 +29,12 @@ def compare_runs(folders: Sequence[Path]) -> Iterator[str]:
     """The settings in which the runs differ from the first, then their results.
 
     Raises:
-        ValueError: a folder that is not a run, or runs on corpora with different manifests.
+        ValueError: a folder that is not a run, or runs on data with different manifests.
     """
     records = [read_record(folder) for folder in folders]
     for folder, record in zip(folders[1:], records[1:], strict=True):
         if record["manifests"] != records[0]["manifests"]:
-            raise ValueError(
-                f"'{folder}' and '{folders[0]}' were trained on different corpora; they cannot be compared"
-            )
+            raise ValueError(f"'{folder}' and '{folders[0]}' were trained on different data; they cannot be compared")
     for folder, record in zip(folders[1:], records[1:], strict=True):
         yield f"{folders[0].name} → {folder.name}"
         for line in differences(records[0]["run"], record["run"]):
@@ -62,9 +60,8 @@ def _state(folder: Path) -> str:
         events = read_journal(folder / "journal.jsonl")
         return f"unfinished, {events[-1]['step'] if events else 0:,} steps"
     if result["status"] == "diverged":
-        return f"diverged: {result['divergence']}"
-    quality = result["bits_per_byte"]
-    return f"{quality['test']:.4f} bits/byte (test), {result['tokens']:,} tokens, {result['parameters']:,} parameters"
+        return outcome(result, "test")
+    return f"{outcome(result, 'test')}, {result['tokens']:,} tokens, {result['parameters']:,} parameters"
 
 
 def _staleness(record: dict[str, Any]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from paribus.data.batches import Data
 from paribus.nn.model_settings import read_model_config
 
 from .run import Run
@@ -23,10 +24,11 @@ _OPTIONAL = ("flash-linear-attention",)
 def source_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of every source file that may decide the numbers of `run`, by path inside the package.
 
-    Of mixers, channel mixers and corpora only those count that the run names; a user's file keeps its path as given.
+    Of tasks, mixers, channel mixers, residual schemes and sources of data only those count that the run names; a user's
+    file keeps its path as given.
     """
     hashes = {}
-    for folder in ("nn", "nn/kernels", "nn/tasks", "data", "optim", "training", "evaluation"):
+    for folder in ("nn", "nn/kernels", "data", "optim", "training", "evaluation"):
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             hashes[str(path.relative_to(_PACKAGE))] = _sha256(path)
     for kind, name in sorted(_components(run.model)):
@@ -34,8 +36,8 @@ def source_hashes(run: Run) -> dict[str, str]:
         hashes[name if own else f"nn/{kind}/{name}.py"] = _sha256(
             Path(name) if own else _PACKAGE / f"nn/{kind}/{name}.py"
         )
-    for path in (_PACKAGE / f"data/corpora/{name}.py" for name in sorted(run.data.corpora)):
-        if path.is_file():  # the others are texts of the user, which the manifests know
+    for path in _named_sources(run):
+        if path.is_file():  # other data are the user's, which the manifests know
             hashes[str(path.relative_to(_PACKAGE))] = _sha256(path)
     return hashes
 
@@ -72,6 +74,17 @@ def _components(model: Mapping[str, Any]) -> set[tuple[str, str]]:
     named = {("mixers", block.mixer["name"]) for block in blocks}
     named |= {("channels", block.channel["name"]) for block in blocks if block.channel is not None}
     return named | {("residuals", block.residual["name"]) for block in blocks}
+
+
+def _named_sources(run: Run) -> Iterator[Path]:
+    """The files of the task and of the data's sources, as far as they are the library's own."""
+    task = read_model_config(run.model).task["name"]
+    yield from (_PACKAGE / folder / "tasks" / f"{task}.py" for folder in ("nn", "training"))
+    if isinstance(run.data, Data):
+        yield from (_PACKAGE / f"data/corpora/{name}.py" for name in sorted(run.data.corpora))
+    else:
+        yield from sorted((_PACKAGE / "data/images").glob("*.py"))
+        yield _PACKAGE / f"data/images/sets/{run.data.images}.py"
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.task import TaskModel
 from paribus.optim.roles import parameter_roles
 from paribus.optim.shares import whole
 
@@ -38,7 +38,7 @@ class Observer:
         wanted: whether the step at hand is looked at. The hooks stay: a compiled model does not see later ones.
     """
 
-    def __init__(self, model: ParibusForCausalLM) -> None:
+    def __init__(self, model: TaskModel) -> None:
         self.wanted = False
         roles = parameter_roles(model)
         self._weights: dict[str, list[nn.Parameter]] = {role: [] for role in sorted(set(roles.values()))}

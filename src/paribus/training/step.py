@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paribus.data.batches import Batch
 from paribus.nn.kernels.choice import using
-from paribus.nn.loss import IGNORE
 from paribus.optim.clipping import clip_adaptively
 from paribus.optim.optimizer import set_learning_rate
 from paribus.optim.shares import whole
 
+from .task import Inputs
 from .trainer import Trainer
 
 
@@ -26,7 +25,7 @@ class Update:
     """What one update was made of."""
 
     losses: dict[str, float]
-    """The parts of what was minimised, weighted, over the whole batch; cross_entropy is always there."""
+    """The parts of what was minimised, weighted, over the whole batch; the first is the task's own."""
     gradient_norm: float
     """Over all parameters, before any clipping."""
     lr: float
@@ -37,13 +36,13 @@ class Update:
 
     @property
     def loss(self) -> float:
-        """Cross entropy of the whole batch, in nats a token."""
-        return self.losses["cross_entropy"]
+        """The task's own, over the whole batch: cross entropy in nats a token, or what else it minimises."""
+        return next(iter(self.losses.values()))
 
     @property
     def must_be_finite(self) -> dict[str, float]:
         """What ends the run when it is not a finite number, by what it is called."""
-        others = {name: value for name, value in self.losses.items() if name != "cross_entropy"}
+        others = dict(list(self.losses.items())[1:])
         norm = {} if self.skipped else {"gradient_norm": self.gradient_norm}
         return {"loss": self.loss, **others, **norm}
 
@@ -59,13 +58,13 @@ class Update:
         }
 
 
-def update(trainer: Trainer, batch: Batch, *, observe: bool = False) -> Update:
-    """One update by `batch`; with `observe`, activations and the way of the weights are looked at."""
+def update(trainer: Trainer, inputs: Inputs, *, observe: bool = False) -> Update:
+    """One update by one batch; with `observe`, activations and the way of the weights are looked at."""
     run, step, observer = trainer.run, trainer.progress.step, trainer.observer
-    lr = run.optimizer.lr * run.schedule.factor(step, trainer.total_steps, trainer.tokens_per_step)
+    lr = run.optimizer.lr * run.schedule.factor(step, trainer.total_steps, trainer.task.tokens_per_step)
     set_learning_rate(trainer.optimizer, lr)
     observer.wanted = observe
-    losses = forward_and_backward(trainer, batch)
+    losses = forward_and_backward(trainer, inputs)
     observer.wanted = False
     norm = _clip(trainer)
     if observe:
@@ -83,47 +82,40 @@ def update(trainer: Trainer, batch: Batch, *, observe: bool = False) -> Update:
     )
 
 
-def forward_and_backward(trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
-    """The gradients of the mean loss over all targets of `batch`, by the kernels that the run has chosen.
+def forward_and_backward(trainer: Trainer, inputs: Inputs) -> dict[str, Tensor]:
+    """The gradients of the mean loss over all targets of a batch, by the kernels that the run has chosen.
 
-    A piece counts by its share of the batch's targets, so that cross entropy and z-loss are those of the whole batch
-    however it is cut. Other losses are means of the same weights over what each piece says.
+    A piece counts by its share of the batch's targets, so that the task's loss and z-loss are those of the whole
+    batch however it is cut. Other losses are means of the same weights over what each piece says.
 
     Returns:
         The parts of the loss, of this process's share times the number of processes.
     """
     totals: dict[str, Tensor] = {}
-    pieces = list(_pieces(trainer, batch))
-    for number, (inputs, share) in enumerate(pieces, start=1):
+    pieces = list(_pieces(trainer, inputs))
+    for number, (tensors, share) in enumerate(pieces, start=1):
         last = number == len(pieces)
         engine = trainer.accelerator
         with contextlib.nullcontext() if last else engine.no_sync(trainer.model), using(trainer.kernels):
-            output = trainer.model(**inputs, return_logits=False, z_loss=trainer.run.z_loss)
+            output = trainer.model(**tensors, **trainer.task.arguments)
             engine.backward(output.loss * share)
         for name, value in output.losses.items():
             totals[name] = totals.get(name, 0.0) + value.detach() * share
     return totals
 
 
-def _pieces(trainer: Trainer, batch: Batch) -> Iterator[tuple[dict[str, Tensor | None], float]]:
+def _pieces(trainer: Trainer, inputs: Inputs) -> Iterator[tuple[dict[str, Tensor | None], float]]:
     """What the model is given of this process's rows, piece by piece, and how much each counts.
 
     The engine takes the mean over processes, so a piece that has a share s of the targets counts s times their number.
     """
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    device, segments = trainer.accelerator.device, batch.segments
-    targets = batch.tokens[:, 1:]
-    if segments is not None:  # padding (0) neither is a target nor has one
-        targets = targets.masked_fill((segments[:, :-1] == 0) | (segments[:, 1:] == 0), IGNORE)
-    num_targets = max(1, int((targets != IGNORE).sum()))
-    rows = torch.arange(rank, len(targets), world)
+    device, num_targets = trainer.accelerator.device, inputs.num_targets
+    total = max(1, int(num_targets.sum()))
+    rows = torch.arange(rank, len(num_targets), world)
     for piece in rows.chunk(trainer.run.accumulation):
-        inputs = {
-            "input_ids": batch.tokens[piece, :-1].to(device),
-            "targets": targets[piece].to(device),
-            "attention_mask": None if segments is None else segments[piece, :-1].to(device),
-        }
-        yield inputs, int((targets[piece] != IGNORE).sum()) * world / num_targets
+        tensors = {name: None if x is None else x[piece].to(device) for name, x in inputs.tensors.items()}
+        yield tensors, int(num_targets[piece].sum()) * world / total
 
 
 def _clip(trainer: Trainer) -> float:

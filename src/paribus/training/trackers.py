@@ -1,6 +1,6 @@
 """Experiment trackers through Accelerate: the journal's numbers, shown elsewhere as well. Off unless asked for.
 
-The journal stays the record. A tracker gets ``loss``, ``lr``, ``gradient_norm`` and ``bits_per_byte`` by step.
+The journal stays the record. A tracker gets ``loss``, ``lr``, ``gradient_norm`` and ``score`` by step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paribus.nn.settings import nearest
 
 from .run import Run
 
-_SHOWN = {"loss", "lr", "gradient_norm", "bits_per_byte"}
+_SHOWN = {"loss", "lr", "gradient_norm", "score"}
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from paribus.data.batches import Batches
 from paribus.nn.kernels.choice import Implementation
-from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.task import TaskModel
 
 from .average import Average, evaluated_weights
 from .checkpoint import Progress
 from .run import Run
 from .stability import Observer, Stability
+from .task import Batches, Task
 
 
 @dataclass
 class Trainer:
     """The live objects of one run."""
 
-    run: Run
+    task: Task
     accelerator: Accelerator
     batches: Batches
     model: Any
@@ -40,9 +40,9 @@ class Trainer:
     stability: Stability = field(default_factory=Stability)
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one batch."""
-        return self.run.data.batch_size * self.run.data.sequence_length
+    def run(self) -> Run:
+        """What is trained."""
+        return self.task.run
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
@@ -52,6 +52,6 @@ class Trainer:
             yield
 
     @property
-    def bare_model(self) -> ParibusForCausalLM:
+    def bare_model(self) -> TaskModel:
         """The model without what the engine wraps around it."""
         return self.accelerator.unwrap_model(self.model)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paribus.data.batches import BLOCK, Batches, Data, apportion, held_out, permutation
+from paribus.data.batches import BLOCK, Data, TextBatches, apportion, held_out, permutation
 from paribus.data.corpus import prepare
 from paribus.data.tokenizers import load_tokenizer
 from paribus.data.tokens import tokenized
@@ -26,7 +26,7 @@ def mixture(write_text: Write) -> Data:
 
 
 def digests(data: Data, cache: Path, steps: range = range(5)) -> list[str]:
-    batches = Batches(data, cache)
+    batches = TextBatches(data, cache)
     return [batches.digest(batches.batch(step)) for step in steps]
 
 
@@ -41,8 +41,8 @@ def test_a_batch_depends_on_its_step_alone(mixture: Data, cache: Path) -> None:
 
 def test_another_process_makes_the_same_batches(mixture: Data, cache: Path) -> None:
     code = (
-        "from pathlib import Path; from paribus.data.batches import Batches, Data\n"
-        f"batches = Batches(Data(**{asdict(mixture)!r}), Path({str(cache)!r}))\n"
+        "from pathlib import Path; from paribus.data.batches import TextBatches, Data\n"
+        f"batches = TextBatches(Data(**{asdict(mixture)!r}), Path({str(cache)!r}))\n"
         "print([batches.digest(batches.batch(step)) for step in range(5)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -50,7 +50,7 @@ def test_another_process_makes_the_same_batches(mixture: Data, cache: Path) -> N
 
 
 def test_tokens_are_windows_of_the_stream(mixture: Data, cache: Path) -> None:
-    batches = Batches(mixture, cache)
+    batches = TextBatches(mixture, cache)
     batch = batches.batch(3)
     assert batch.tokens.shape == (8, 33) and batch.tokens.dtype.is_signed and batch.segments is None
     for row, number in enumerate(range(24, 32)):
@@ -64,7 +64,7 @@ def test_tokens_are_windows_of_the_stream(mixture: Data, cache: Path) -> None:
 
 def test_every_window_is_visited_once_an_epoch(mixture: Data, cache: Path) -> None:
     name = min(mixture.corpora)
-    batches = Batches(replace(mixture, corpora={name: 1.0}), cache)
+    batches = TextBatches(replace(mixture, corpora={name: 1.0}), cache)
     count = batches.windows[name]
     assert count == (len(batches.streams[name].ids) - 1) // 32
     epochs = [[batches.window(e * count + visit)[1] for visit in range(count)] for e in range(3)]
@@ -74,7 +74,7 @@ def test_every_window_is_visited_once_an_epoch(mixture: Data, cache: Path) -> No
 
 
 def test_in_a_mixture_too_no_window_is_left_out(mixture: Data, cache: Path) -> None:
-    batches = Batches(replace(mixture, sequence_length=256), cache)
+    batches = TextBatches(replace(mixture, sequence_length=256), cache)
     visits: dict[str, list[int]] = {name: [] for name in mixture.corpora}
     for number in range(4 * BLOCK):
         name, window = batches.window(number)
@@ -86,7 +86,7 @@ def test_in_a_mixture_too_no_window_is_left_out(mixture: Data, cache: Path) -> N
 
 
 def test_the_mixture_is_exact_in_every_block(mixture: Data, cache: Path) -> None:
-    batches = Batches(mixture, cache)
+    batches = TextBatches(mixture, cache)
     expected = apportion(mixture.corpora, BLOCK)
     steps = BLOCK // mixture.batch_size
     for block in (0, 3):
@@ -101,7 +101,7 @@ def test_the_mixture_is_exact_in_every_block(mixture: Data, cache: Path) -> None
 
 
 def test_epochs_count_what_was_read(mixture: Data, cache: Path) -> None:
-    batches = Batches(mixture, cache)
+    batches = TextBatches(mixture, cache)
     read = dict.fromkeys(mixture.corpora, 0)
     for step in range(150):
         assert batches.epochs_at(step) == {name: read[name] / batches.windows[name] for name in read}
@@ -117,7 +117,7 @@ def test_nothing_held_out_is_trained_on(mixture: Data, cache: Path) -> None:
 
 
 def test_segments_number_the_documents(mixture: Data, cache: Path) -> None:
-    batches = Batches(replace(mixture, isolate_documents=True, sequence_length=600), cache)
+    batches = TextBatches(replace(mixture, isolate_documents=True, sequence_length=600), cache)
     batch = batches.batch(0)
     assert batch.segments is not None and batch.segments.shape == batch.tokens.shape
     ended = (batch.tokens == 255).long().cumsum(dim=1) - (batch.tokens == 255).long()
@@ -129,7 +129,7 @@ def test_another_tokenizer(tmp_path: Path, cache: Path) -> None:
     lines = [" ".join(f"w{(7 * line + word) % 298 + 2}" for word in range(20)) for line in range(300)]
     (tmp_path / "a.txt").write_text("\n\n".join(lines))
     data = Data({str(tmp_path / "a.txt"): 1.0}, tokenizer=words(tmp_path / "words"), sequence_length=16)
-    batches = Batches(data, cache)
+    batches = TextBatches(data, cache)
     stream = batches.streams[str(tmp_path / "a.txt")]
     assert stream.ids.dtype == np.uint16 and batches.vocab_size == 300
     ends = stream.offsets[1:] - 1
@@ -139,17 +139,17 @@ def test_another_tokenizer(tmp_path: Path, cache: Path) -> None:
 
 
 def test_consumed_bytes_are_the_inputs(mixture: Data, cache: Path) -> None:
-    batches = Batches(mixture, cache)
+    batches = TextBatches(mixture, cache)
     inputs = [batches.batch(step).tokens[:, :-1].numpy().astype(np.uint8).ravel() for step in range(3)]
     np.testing.assert_array_equal(batches.consumed_bytes(3), np.concatenate(inputs))
 
 
 def test_the_manifests_identify_the_data(mixture: Data, cache: Path, write_text: Write) -> None:
-    before = Batches(mixture, cache).manifests()
-    assert before == Batches(mixture, cache).manifests()
+    before = TextBatches(mixture, cache).manifests()
+    assert before == TextBatches(mixture, cache).manifests()
     assert set(before["corpora"]) == set(mixture.corpora)
     write_text("a.txt", 300, seed=99)
-    assert Batches(mixture, cache).manifests() != before
+    assert TextBatches(mixture, cache).manifests() != before
 
 
 def test_held_out_documents(mixture: Data, cache: Path) -> None:
@@ -171,13 +171,13 @@ def test_held_out_documents(mixture: Data, cache: Path) -> None:
 def test_a_corpus_shorter_than_a_sequence(write_text: Write, cache: Path) -> None:
     data = Data({write_text(paragraphs=300): 1.0}, sequence_length=10**6)
     with pytest.raises(ValueError, match=r"text.txt' has \d+ training tokens; one sequence needs 1000001"):
-        Batches(data, cache)
+        TextBatches(data, cache)
 
 
 def test_a_share_too_small_to_be_read(mixture: Data, cache: Path) -> None:
     first, *_ = mixture.corpora
     with pytest.raises(ValueError, match="is below 1 in 1024, too small to be read"):
-        Batches(replace(mixture, corpora={**mixture.corpora, first: 1e-6}), cache)
+        TextBatches(replace(mixture, corpora={**mixture.corpora, first: 1e-6}), cache)
 
 
 @pytest.mark.parametrize(

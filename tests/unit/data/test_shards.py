@@ -12,7 +12,7 @@ import torch
 from pyarrow import parquet
 
 from paribus.data import shards
-from paribus.data.batches import Batches, Data, held_out
+from paribus.data.batches import Data, TextBatches, held_out
 from paribus.data.corpus import find_source, prepare, split_of
 from paribus.data.local import Shard
 from tests import small
@@ -36,12 +36,12 @@ def name(texts: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> st
     return f"stream:{folder}"
 
 
-def read(batches: Batches, steps: range) -> torch.Tensor:
+def read(batches: TextBatches, steps: range) -> torch.Tensor:
     return torch.cat([batches.batch(step).tokens for step in steps])
 
 
-def make(name: str, cache: Path, **values: object) -> Batches:
-    return Batches(Data({name: 1.0}, sequence_length=T, batch_size=4, **values), cache)  # type: ignore[arg-type]
+def make(name: str, cache: Path, **values: object) -> TextBatches:
+    return TextBatches(Data({name: 1.0}, sequence_length=T, batch_size=4, **values), cache)  # type: ignore[arg-type]
 
 
 def test_an_epoch_reads_every_window_once(name: str, texts: list[list[str]], tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_held_out_documents_are_in_no_shard(name: str, texts: list[list[str]], t
 
 def test_mixed_with_a_finite_corpus_and_documents_apart(name: str, text: Path, tmp_path: Path) -> None:
     corpora = {name: 1.0, str(text): 1.0}
-    batches = Batches(Data(corpora, sequence_length=T, batch_size=8, isolate_documents=True), tmp_path)
+    batches = TextBatches(Data(corpora, sequence_length=T, batch_size=8, isolate_documents=True), tmp_path)
     batch = batches.batch(3)
     assert batch.segments is not None
     assert batch.segments.shape == batch.tokens.shape

@@ -12,7 +12,7 @@ import torch
 from paribus.data.batches import HeldOutDocument
 from paribus.evaluation import bits_per_byte as module
 from paribus.evaluation.bits_per_byte import DocumentBits, bits_per_byte, document_bits
-from paribus.evaluation.cost import decoding_state_bytes, peak_memory_bytes, training_flops_per_token
+from paribus.evaluation.cost import decoding_state_bytes, peak_memory_bytes, training_flops
 from paribus.evaluation.ngram import ByteNGram, ngram_document_bits
 from paribus.nn.backbone import parameter_count
 from paribus.nn.initialization import initialize
@@ -149,8 +149,9 @@ def test_cost() -> None:
     matrices = parameter_count(one) - sum(p.numel() for n, p in one.named_parameters() if p.dim() == 1)
     matrices -= one.model.embedding.table.weight.numel()
     attention = 2 * 2 * 2 * 64 * 16  # 2 layers, QKᵀ and PV, multiply and add, 64 tokens, width 16
-    assert training_flops_per_token(one, 64) >= 3 * (2 * matrices + attention)
-    assert training_flops_per_token(one, 64) <= 1.25 * 3 * (2 * matrices + attention)
+    row = torch.zeros(1, 64, dtype=torch.long)
+    flops = training_flops(one, {"input_ids": row, "targets": row}, {"return_logits": False}) / 64
+    assert 3 * (2 * matrices + attention) <= flops <= 1.25 * 3 * (2 * matrices + attention)
     assert all(parameter.grad is None for parameter in one.parameters())
     assert decoding_state_bytes(one).keys() == {"256", "1024"}
     sizes = decoding_state_bytes(one)

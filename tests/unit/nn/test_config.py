@@ -111,7 +111,7 @@ def test_a_mistake_is_named_when_the_config_is_made(settings: dict[str, Any], me
         (with_block(mixer={"name": "attention", "num_heads": 3}), "width 16 is not divisible by num_heads 3"),
         (with_block(channel={"name": "glu", "expansion": 0.0}), "block 'local': channel: expansion 0.0 of width 16"),
         ({**SMALL, "initialization": "fanin"}, r"unknown initialization 'fanin'; did you mean 'fan_in'\?"),
-        ({**SMALL, "causal": False}, "a causal language model needs causal=true"),
+        ({**SMALL, "causal": False}, "causal is false; the task causal_lm needs true"),
     ],
 )
 def test_a_mistake_inside_a_block_is_named_when_the_model_is_made(settings: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from paribus.data.batches import Batches, held_out
+from paribus.data.batches import TextBatches, held_out
 from paribus.evaluation.ngram import ByteNGram
 from paribus.studies.audit import audit
 from paribus.studies.conduct import Workbench, conduct
@@ -197,7 +197,7 @@ def test_gradient_norms_are_thinned_to_the_largest(text: Path, cache: Path, tmp_
 
 def test_baselines_count_what_the_reference_read(result: StudyResult, text: Path, cache: Path) -> None:
     run = seeded(small.study(text).arm_run("attention"), 1, "any")
-    batches = Batches(run.data, cache)
+    batches = TextBatches(run.data, cache)
     rows = [batches.batch(step).tokens[:, :-1].numpy().reshape(-1) for step in range(20)]
     model = ByteNGram(2, np.concatenate(rows).astype(np.uint8))
     documents = held_out(run.data, "test", cache, 6, 200)

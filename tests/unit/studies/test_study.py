@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paribus.evaluation.cost import training_flops_per_token
+from paribus.evaluation.cost import training_flops
 from paribus.nn.component import MIXERS, RESIDUALS
 from paribus.studies.conduct import _word
 from paribus.studies.equalizers import TOLERANCE, count_parameters, equalize
@@ -17,6 +17,7 @@ from paribus.studies.study import Leaves, Study, read_study, study_name
 from paribus.studies.tuning import best_values, extended
 from paribus.training.model import build_model
 from paribus.training.run import Budget, with_values
+from paribus.training.task import make_task
 from tests import small
 
 MIXER = "model.blocks.main.mixer"
@@ -271,7 +272,7 @@ def test_flops_are_matched_by_steps(study: Study, budget: Budget) -> None:
     runs = equalize(found).runs
     spent = {}
     for name, run in runs.items():
-        step = training_flops_per_token(build_model(run), 32) * 64
+        step = training_flops(build_model(run), make_task(run).example(), make_task(run).arguments) * 2
         spent[name] = run.budget.flops or step * (run.budget.steps or (run.budget.tokens or 0) / 64)
     assert spent["gla"] == pytest.approx(spent["attention"], rel=0.005)
     assert with_values(runs["gla"], {"budget.steps": 1}) == with_values(found.arm_run("gla"), {"budget.steps": 1})

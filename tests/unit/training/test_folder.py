@@ -161,7 +161,7 @@ def test_the_shelf(tmp_path: Path, run: Run) -> None:
     assert "  optimizer.lr: 0.003 → 0.5" in list(compare_runs([one, two]))
     edit(two, sources={}, manifests={"corpora": {"a": 1}})
     assert sum("[stale: " in line for line in list_runs(tmp_path)) == 1
-    with pytest.raises(ValueError, match="trained on different corpora"):
+    with pytest.raises(ValueError, match="trained on different data"):
         list(compare_runs([one, two]))
     with locked(two), pytest.raises(ValueError, match="is being trained"):
         remove_run(two)

@@ -71,7 +71,9 @@ def test_training_steps_use_them_and_measurements_do_not(
     monkeypatch.setattr(loop, "find_kernels", lambda _: chosen)
     found = train(run, tmp_path / "chosen", cache)
     assert used == [run.data.batch_size] * 4, "one layer, four steps, nothing else"
-    assert found["bits_per_byte"]["test"] == pytest.approx(expected["bits_per_byte"]["test"], abs=1e-4)
+    assert found["scores"]["test"]["bits_per_byte"] == pytest.approx(
+        expected["scores"]["test"]["bits_per_byte"], abs=1e-4
+    )
     for key in ("flops", "flops_per_token", "state_bytes", "batches_sha256"):
         assert found[key] == expected[key]
     assert load_run(tmp_path / "chosen")[0] == run

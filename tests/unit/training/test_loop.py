@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from paribus.data.batches import Batches
+from paribus.data.batches import TextBatches
 from paribus.training import loop, setup
 from paribus.training.journal import JOURNAL, read_journal
 from paribus.training.load import load_run
@@ -31,7 +31,7 @@ def test_what_a_run_leaves(text: Path, cache: Path, tmp_path: Path) -> None:
     assert [tick.step for tick in ticks] == list(range(1, 11))
     events = read_journal(tmp_path / JOURNAL)
     assert [event["step"] for event in events if event["event"] == "evaluate"] == [5, 10]
-    assert result["bits_per_byte"]["validation"] == events[-1]["bits_per_byte"]
+    assert result["scores"]["validation"]["bits_per_byte"] == events[-1]["score"]
     assert result["batches_sha256"] == events[-1]["batches_sha256"]
     assert result["flops"] == result["flops_per_token"] * result["tokens"]
     assert events[0]["loss"] > events[-2]["loss"], "it learns"
@@ -58,7 +58,7 @@ def test_budgets(text: Path, cache: Path, tmp_path: Path) -> None:
     tokens = train(with_values(run, {"budget.tokens": 640}), tmp_path / "tokens", cache)
     flops = train(with_values(run, {"budget.flops": tokens["flops"]}), tmp_path / "flops", cache)
     assert tokens["total_steps"] == flops["total_steps"] == 10
-    assert tokens["bits_per_byte"] == flops["bits_per_byte"]
+    assert tokens["scores"] == flops["scores"]
 
 
 def test_a_budget_in_seconds_is_solved_once(
@@ -82,7 +82,7 @@ def test_one_process_trains_in_any_precision(text: Path, cache: Path, tmp_path: 
         train(with_values(run, {"precision": precision}), tmp_path / f"{index}", cache)
         for index, precision in enumerate(["fp32", "bf16", "fp32"])
     ]
-    scores = [result["bits_per_byte"]["test"] for result in results[:2]]
+    scores = [result["scores"]["test"]["bits_per_byte"] for result in results[:2]]
     assert scores[0] != scores[1]
     assert scores[0] == pytest.approx(scores[1], rel=0.01)
 
@@ -91,7 +91,7 @@ def test_checkpointed_gradients_are_the_same(text: Path, cache: Path, tmp_path: 
     run = small.run(text, steps=4)
     plain = train(run, tmp_path / "plain", cache)
     again = train(with_values(run, {"gradient_checkpointing": True}), tmp_path / "again", cache)
-    assert plain["bits_per_byte"]["test"] == pytest.approx(again["bits_per_byte"]["test"], abs=1e-5)
+    assert plain["scores"]["test"]["bits_per_byte"] == pytest.approx(again["scores"]["test"]["bits_per_byte"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_divergence_is_a_result(
     run = with_values(small.run(text, steps=steps), values)
     result = train(run, tmp_path, cache)
     assert result["status"] == "diverged"
-    assert result["bits_per_byte"] is result["documents"] is result["sample"] is None
+    assert result["scores"] is result["documents"] is result["sample"] is None
     assert result["divergence"] == divergence
     assert read_journal(tmp_path / JOURNAL)[-1]["event"] == "diverged"
     assert train(run, tmp_path, cache) == result, "it is not tried again"
@@ -157,7 +157,7 @@ def test_a_damaged_result_or_journal_is_made_again(text: Path, cache: Path, tmp_
 def test_the_hash_is_of_the_batches(text: Path, cache: Path, tmp_path: Path) -> None:
     run = small.run(text, steps=3)
     result = train(run, tmp_path, cache)
-    batches = Batches(run.data, cache)
+    batches = TextBatches(run.data, cache)
     expected = ""
     for step in range(3):
         expected = loop.hashlib.sha256((expected + batches.digest(batches.batch(step))).encode()).hexdigest()

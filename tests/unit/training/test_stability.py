@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from paribus.data.batches import Batches
 from paribus.optim.roles import parameter_roles
 from paribus.training import loop, setup
 from paribus.training.journal import JOURNAL, read_journal
@@ -17,6 +16,7 @@ from paribus.training.loop import train
 from paribus.training.run import with_values
 from paribus.training.stability import DEVIATIONS, LEAST, WINDOW, Observer, Stability, is_spike
 from paribus.training.step import update
+from paribus.training.task import make_task
 from tests import small
 
 
@@ -67,7 +67,8 @@ def test_what_was_recorded_continues_from_json() -> None:
 @pytest.mark.parametrize("values", [{}, {"accumulation": 2}, {"gradient_checkpointing": True}])
 def test_the_observer_sees_what_happens(text: Path, cache: Path, tmp_path: Path, values: dict[str, object]) -> None:
     run = with_values(small.run(text), {"model.num_hidden_layers": 3, **values})
-    trainer = setup.set_up(run, setup.make_accelerator(run, (), tmp_path), None, Batches(run.data, cache), tmp_path)
+    task = make_task(run)
+    trainer = setup.set_up(task, setup.make_accelerator(run, (), tmp_path), None, task.batches(cache), tmp_path)
     trainer.total_steps = 10
     model, batch = trainer.bare_model, trainer.batches.batch(0)
     streams: list[torch.Tensor] = []
@@ -77,7 +78,7 @@ def test_the_observer_sees_what_happens(text: Path, cache: Path, tmp_path: Path,
     for hook in hooks:
         hook.remove()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    observed = update(trainer, batch, observe=True).observed
+    observed = update(trainer, task.inputs(batch, 0), observe=True).observed
     rms = [stream.double().square().mean().sqrt().item() for stream in streams]
     assert observed["activation_rms"] == pytest.approx(rms, rel=1e-5)
     assert observed["activation_max"] == pytest.approx([stream.abs().max().item() for stream in streams], rel=1e-5)
@@ -89,7 +90,7 @@ def test_the_observer_sees_what_happens(text: Path, cache: Path, tmp_path: Path,
         length = sum(before[name].double().square().sum().item() for name in names) ** 0.5
         assert ratio == pytest.approx(moved / length, rel=1e-5) and ratio > 0
     assert observed["update_ratios"].keys() == set(roles.values())
-    assert update(trainer, batch).observed == {}
+    assert update(trainer, task.inputs(batch, 0)).observed == {}
 
 
 def test_numbers_that_overflow_are_none(text: Path, cache: Path, tmp_path: Path) -> None:

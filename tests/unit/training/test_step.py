@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional
 
-from paribus.data.batches import Batch, Batches
+from paribus.data.batches import Batch
 from paribus.nn.backbone import ParibusModel
 from paribus.optim.clipping import clip_adaptively
 from paribus.training import loop, setup
@@ -19,13 +19,15 @@ from paribus.training.journal import JOURNAL, read_journal
 from paribus.training.loop import train
 from paribus.training.run import Run, with_values
 from paribus.training.step import forward_and_backward, update
+from paribus.training.task import make_task
 from paribus.training.trainer import Trainer
 from tests import small
 
 
 def trainer_of(run: Run, folder: Path, cache: Path) -> Trainer:
     """What `train` would begin with."""
-    return setup.set_up(run, setup.make_accelerator(run, (), folder), None, Batches(run.data, cache), folder)
+    task = make_task(run)
+    return setup.set_up(task, setup.make_accelerator(run, (), folder), None, task.batches(cache), folder)
 
 
 def uneven(batch_size: int = 4, length: int = 9) -> Batch:
@@ -48,7 +50,7 @@ def test_pieces_add_up_to_the_mean_over_all_targets(text: Path, cache: Path, tmp
     )
     trainer, batch = trainer_of(run, tmp_path, cache), uneven()
     trainer.model.double()
-    losses = forward_and_backward(trainer, batch)
+    losses = forward_and_backward(trainer, trainer.task.inputs(batch, 0))
     found = gradients(trainer)
     trainer.model.zero_grad()
     assert batch.segments is not None
@@ -70,10 +72,11 @@ def test_a_row_of_padding_counts_nothing(text: Path, cache: Path, tmp_path: Path
     trainer, batch = trainer_of(run, tmp_path, cache), uneven()
     assert batch.segments is not None
     batch.segments[3] = 0
-    change = update(trainer, batch)
+    change = update(trainer, trainer.task.inputs(batch, 0))
     alone = Batch(batch.tokens[:3], batch.segments[:3], batch.counts)
     run = with_values(run, {"data.batch_size": 3, "accumulation": 1})
-    assert update(trainer_of(run, tmp_path, cache), alone).loss == pytest.approx(change.loss, abs=1e-6)
+    fewer = trainer_of(run, tmp_path, cache)
+    assert update(fewer, fewer.task.inputs(alone, 0)).loss == pytest.approx(change.loss, abs=1e-6)
 
 
 def test_the_journal_tells_the_parts_of_the_loss(text: Path, cache: Path, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_adaptive_clipping_comes_before_the_global_norm(text: Path, cache: Path,
     trainer = trainer_of(run, tmp_path, cache)
     trainer.total_steps = 20
     batch = trainer.batches.batch(0)
-    forward_and_backward(trainer, batch)
+    forward_and_backward(trainer, trainer.task.inputs(batch, 0))
     parameters = list(trainer.model.parameters())
     norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm().item()
     clip_adaptively(parameters, 0.01, "tensor")
@@ -104,7 +107,7 @@ def test_adaptive_clipping_comes_before_the_global_norm(text: Path, cache: Path,
     expected = gradients(trainer)
     trainer.optimizer.zero_grad()
     before = [parameter.detach().clone() for parameter in parameters]
-    change = update(trainer, batch)
+    change = update(trainer, trainer.task.inputs(batch, 0))
     assert change.gradient_norm == pytest.approx(norm, rel=1e-5), "it is the norm before any clipping"
     for old, parameter, gradient in zip(before, parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), old - change.lr * gradient, rtol=1e-5, atol=1e-7)
@@ -182,7 +185,7 @@ def compiled_and_eager(run: Run, tmp_path: Path, cache: Path) -> None:
     train(with_values(run, {"compile": True}), tmp_path / "compiled", cache)
     compiled, eager = (read_journal(tmp_path / name / JOURNAL) for name in ("compiled", "eager"))
     for one, other in zip(compiled, eager, strict=True):
-        for key in {"loss", "gradient_norm", "bits_per_byte", "activation_rms"} & one.keys():
+        for key in {"loss", "gradient_norm", "score", "activation_rms"} & one.keys():
             assert one[key] == pytest.approx(other[key], rel=1e-4)
     assert any("activation_rms" in event for event in compiled)
 

@@ -55,7 +55,7 @@ def test_a_trace_shows_the_steps_asked_for(watched: Path) -> None:
 def test_tensorboard_gets_the_numbers_of_the_journal(watched: Path) -> None:
     events = EventAccumulator(str(watched / "trackers" / "small")).Reload()
     journal = small.journal(watched)
-    for name, event in (("loss", "train"), ("lr", "train"), ("gradient_norm", "train"), ("bits_per_byte", "evaluate")):
+    for name, event in (("loss", "train"), ("lr", "train"), ("gradient_norm", "train"), ("score", "evaluate")):
         expected = {found["step"]: found[name] for found in journal if found["event"] == event}
         found = {scalar.step: scalar.value for scalar in events.Scalars(name)}
         assert found == pytest.approx(expected, rel=1e-6), name

@@ -11,11 +11,11 @@ from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..backbone import ParibusModel, ParibusPreTrainedModel
 from ..cache import StateCache
 from ..config import ParibusConfig
-from ..loss import IGNORE, linear_cross_entropy
+from ..loss import IGNORE, language_losses
 from ..projection import Projection
+from ..task import TaskModel
 
 
 @dataclass
@@ -26,23 +26,23 @@ class CausalLMOutput(CausalLMOutputWithPast):
     """In training, the parts that `loss` is the sum of: cross_entropy, z_loss, and those of the blocks."""
 
 
-class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
+class ParibusForCausalLM(TaskModel, GenerationMixin):
     """The backbone and a linear head over the vocabulary.
 
     Tied to an embedding in two factors, the head reads a reduction of the hidden states to the factors' rank.
-
-    Raises:
-        ValueError: a config with causal=False.
     """
 
+    @dataclass(frozen=True)
+    class Config:
+        """No settings."""
+
+    reads = "text"
+    causal = True
     _tied_weights_keys = {"head.weight": "model.embedding.table.weight"}
     _is_stateful = True  # states cannot be cropped: transformers then refuses assisted generation by itself
 
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
-        if not config.causal:
-            raise ValueError("a causal language model needs causal=true in its config")
-        self.model = ParibusModel(config)
         rank = config.embedding["rank"] if config.tie_word_embeddings else 0
         self.reduction = Projection(config.hidden_size, rank) if rank else None
         self.head = nn.Linear(rank or config.hidden_size, config.vocab_size, bias=False)
@@ -103,7 +103,7 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             targets = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
         loss, losses = None, None
         if targets is not None:
-            loss, losses = self._losses(x, targets, hidden.losses, z_loss)
+            loss, losses = language_losses(x, self.head.weight, targets, hidden.losses, z_loss)
         logits = None
         if return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -116,19 +116,6 @@ class ParibusForCausalLM(ParibusPreTrainedModel, GenerationMixin):
             losses=losses,
         )
         return output if return_dict is not False else output.to_tuple()
-
-    def _losses(
-        self, x: Tensor, targets: Tensor, others: dict[str, Tensor] | None, z_loss: float
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """What is minimised, and in training its parts; elsewhere it is the cross entropy."""
-        weight = z_loss if self.training else 0.0
-        loss, cross_entropy = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), z_loss=weight)
-        if others is None:
-            return loss, None
-        parts = {"cross_entropy": cross_entropy, **others}
-        if weight:
-            parts["z_loss"] = loss.detach() - cross_entropy
-        return sum(others.values(), loss), parts
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # the rest is passed by position and not needed
         self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any

@@ -1,0 +1,134 @@
+"""Image generation: a class-conditional flow from noise to images, on patches (DiT).
+
+x_t = (1 - t) ε + t x,   v = x - ε,   loss = ‖f(x_t, t, class) - v‖²      t from 0 (noise) to 1 (image)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.utils.generic import ModelOutput
+
+from ..config import ParibusConfig
+from ..modulation import Modulation
+from ..patches import from_patches
+from ..task import TaskModel
+
+_FREQUENCIES = 128
+_LOWEST_FREQUENCY = 1e-4
+_TIME_SCALE = 1000.0
+"""Steps of the diffusion models from which the time embedding comes; times here end at 1."""
+
+
+@dataclass
+class ImageGenerationOutput(ModelOutput):
+    """What the model returns."""
+
+    loss: Tensor | None = None
+    velocity: Tensor | None = None
+    """[B, channels, size, size]."""
+    losses: dict[str, Tensor] | None = None
+    """In training, the parts that `loss` is the sum of: flow, and those of the blocks."""
+
+
+class Condition(nn.Module):
+    """c = W₂ silu(W₁ waves(t)) + table[class] (Peebles and Xie 2022, arXiv:2212.09748, section 3.2)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.time_in = nn.Linear(2 * _FREQUENCIES, width)
+        self.time_out = nn.Linear(width, width)
+        self.table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, times: Tensor, classes: Tensor) -> Tensor:
+        """[B] times from 0 to 1 and [B] classes -> [B, D]."""
+        weight = self.time_in.weight
+        exponents = torch.arange(_FREQUENCIES, device=times.device, dtype=torch.float32) / _FREQUENCIES
+        angles = times.float()[:, None] * _TIME_SCALE * _LOWEST_FREQUENCY**exponents
+        waves = torch.cat([angles.cos(), angles.sin()], -1).to(weight.dtype)
+        c: Tensor = self.time_out(functional.silu(self.time_in(waves))) + self.table(classes)
+        return c
+
+
+class ParibusForImageGeneration(TaskModel):
+    """The backbone on noisy patches, conditioned on time and class in every block, and a map back to pixels.
+
+    Flow matching on straight lines (Lipman et al. 2022, arXiv:2210.02747; Liu et al. 2022, arXiv:2209.03003) with the
+    transformer of Peebles and Xie 2022 (arXiv:2212.09748): its blocks' residual scheme is ``adaln_zero``.
+    Differs: pixels, not latents; positions are the model's ``position``; the network gives a velocity, no variance.
+
+    Raises:
+        ValueError: a block whose residual scheme reads no condition, or a class token.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of image generation.
+
+        Raises:
+            ValueError: no class.
+        """
+
+        num_classes: int = 10
+
+        def __post_init__(self) -> None:
+            if self.num_classes < 1:
+                raise ValueError(f"task image_generation: num_classes is {self.num_classes}; at least 1 is needed")
+
+    reads = "images"
+    causal = False
+
+    def __init__(self, config: ParibusConfig) -> None:
+        super().__init__(config)
+        image = config.image_config
+        if image.class_token:
+            raise ValueError("model: image: class_token is true; the task image_generation has none, false is needed")
+        for name, block in zip(config.layer_blocks(), self.model.blocks, strict=True):
+            if not block.residual.reads_condition:
+                raise ValueError(
+                    f"block '{name}': residual is '{config.block(name).residual['name']}'; the task image_generation "
+                    "needs one that reads the time and the class: 'adaln_zero'"
+                )
+        self.condition = Condition(config.hidden_size, self.settings.num_classes)
+        self.modulation = Modulation(config.hidden_size, 2)
+        self.head = nn.Linear(config.hidden_size, image.patch_values)
+        self.post_init()
+
+    @property
+    def no_class(self) -> int:
+        """The number that says: any class."""
+        num_classes: int = self.settings.num_classes
+        return num_classes
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        times: Tensor,
+        classes: Tensor,
+        velocity: Tensor | None = None,
+    ) -> ImageGenerationOutput:
+        """The velocity at `pixel_values`.
+
+        Args:
+            pixel_values: [B, channels, size, size], x_t.
+            times: [B], from 0 (noise) to 1 (image).
+            classes: [B]; `no_class` is any.
+            velocity: the true one; with it there is a loss, the mean square of the difference.
+        """
+        c = self.condition(times, classes)
+        hidden = self.model(pixel_values=pixel_values, condition=c)
+        x = hidden.last_hidden_state
+        scale, shift = self.modulation(c, x)
+        patches = self.head((1 + scale) * x + shift)
+        found = from_patches(patches, self.config.image_config)
+        loss, losses = None, None
+        if velocity is not None:
+            flow = functional.mse_loss(found.float(), velocity.float())
+            loss = flow
+            if hidden.losses is not None:
+                loss = sum(hidden.losses.values(), flow)
+                losses = {"flow": flow.detach(), **hidden.losses}
+        return ImageGenerationOutput(loss=loss, velocity=found, losses=losses)

@@ -1,0 +1,1 @@
+"""How each task is trained and judged, one file a task."""
