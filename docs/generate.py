@@ -23,6 +23,7 @@ KINDS = {
     "channels": (PACKAGE / "nn" / "channels", "Move information within a token: the other half of a block."),
     "hybrids": (PACKAGE / "nn" / "hybrids.py", "Which mixer stands in which layer; the name is a model's `layout`."),
     "residuals": (PACKAGE / "nn" / "residuals", "How a block puts its branches, norms and stream together."),
+    "tasks": (PACKAGE / "nn" / "tasks", "What a model is for; the name and its settings are a model's `task`."),
     "corpora": (PACKAGE / "data" / "corpora", "Embedded text; a path of yours is a corpus too."),
     "decays": (PACKAGE / "nn" / "decay.py", "How fast a recurrent state forgets; mixers share them."),
     "features": (PACKAGE / "nn" / "features.py", "What linear attention makes of queries and keys."),

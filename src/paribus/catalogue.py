@@ -7,13 +7,20 @@ import dataclasses
 import importlib
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_FOLDERS = {"mixers": "nn/mixers", "channels": "nn/channels", "residuals": "nn/residuals", "corpora": "data/corpora"}
+_FOLDERS = {
+    "mixers": "nn/mixers",
+    "channels": "nn/channels",
+    "residuals": "nn/residuals",
+    "tasks": "nn/tasks",
+    "corpora": "data/corpora",
+}
 
 
 def list_components(kind: str) -> Iterator[tuple[str, str]]:
@@ -114,7 +121,10 @@ def _registered(kind: str) -> dict[str, Any]:
 
 def _settings() -> Iterator[tuple[str, str]]:
     from paribus.nn.config import BlockConfig, ParibusConfig
+    from paribus.nn.patches import ImageConfig
+    from paribus.nn.task import TASKS, TaskModel
     from paribus.training.run import Run
+    from paribus.training.task import OBJECTIVES, Task
 
     yield from _fields(Run, "")
     told = _told_arguments(ParibusConfig)
@@ -122,6 +132,12 @@ def _settings() -> Iterator[tuple[str, str]]:
         if name not in ("self", "blocks", "transformers_keys"):
             yield f"model.{name}", f"[{parameter.default!r}] {told[name]}"
     yield from _fields(BlockConfig, "model.blocks.NAME.")
+    yield from _fields(ImageConfig, "model.image.")
+    for name in OBJECTIVES.names():
+        for path, told_of in _fields(TASKS.component(name, TaskModel).Config, "model.task."):
+            yield path, f"{told_of} ({name})"
+        for path, told_of in _fields(OBJECTIVES.component(name, Task).Objective, "objective."):
+            yield path, f"{told_of} ({name})"
 
 
 def _fields(cls: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -141,7 +157,7 @@ def _fields(cls: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _told_fields(cls: type) -> dict[str, str]:
     """Field -> the text that follows it in the source, on one line."""
-    body = ast.parse(inspect.getsource(cls)).body[0]
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef), "the source of a class is one"
     told = {}
     for field, after in zip(body.body, body.body[1:], strict=False):

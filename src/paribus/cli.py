@@ -16,6 +16,7 @@ KINDS = (
     "mixers",
     "channels",
     "residuals",
+    "tasks",
     "hybrids",
     "decays",
     "features",

@@ -112,7 +112,7 @@ def test_from_a_run_to_text(output: Output, text: Path, tmp_path: Path) -> None:
     (first,), (second,) = tmp_path.glob("runs/small-*"), tmp_path.glob("runs/second-*")
     listed = output("runs", "list").splitlines()
     assert [line.split()[0] for line in listed] == [second.name, first.name]
-    assert all("bits/byte (test)" in line and "stale" not in line for line in listed)
+    assert all("bits per byte (test)" in line and "stale" not in line for line in listed)
     compared = output("runs", "compare", first, second)
     assert "  model.blocks.main.mixer.name: attention → gla" in compared
     assert "  optimizer.lr: 0.01 → 0.003" in compared

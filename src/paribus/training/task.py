@@ -21,7 +21,7 @@ from paribus.nn.task import TaskModel, task_model
 
 from .run import Run
 
-_TASKS = Registry("tasks", "paribus.training", Path(__file__).parent)
+OBJECTIVES = Registry("tasks", "paribus.training", Path(__file__).parent)
 
 
 class Batches(Protocol):
@@ -170,5 +170,5 @@ def make_task(run: Run) -> Task:
         ValueError: an unknown task, or settings that do not fit it.
     """
     config = read_model_config(run.model)
-    found: type[Task] = _TASKS.component(config.task["name"], Task)
+    found: type[Task] = OBJECTIVES.component(config.task["name"], Task)
     return found(run)
