@@ -1,0 +1,1 @@
+"""Embedded sets of images, one file each; the file's name is the set's."""
