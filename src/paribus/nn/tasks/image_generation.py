@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
 from ..config import ParibusConfig
+from ..flow import sample_flow
 from ..modulation import Modulation
 from ..patches import from_patches
 from ..task import TaskModel
@@ -132,3 +133,12 @@ class ParibusForImageGeneration(TaskModel):
                 loss = sum(hidden.losses.values(), flow)
                 losses = {"flow": flow.detach(), **hidden.losses}
         return ImageGenerationOutput(loss=loss, velocity=found, losses=losses)
+
+    def sample(self, noise: Tensor, classes: Tensor, *, steps: int, solver: str, guidance: float) -> Tensor:
+        """The images that `noise` [B, channels, size, size] flows to; see `sample_flow`."""
+
+        def velocity(x: Tensor, times: Tensor, classes: Tensor) -> Tensor:
+            found: Tensor = self(x, times, classes).velocity
+            return found
+
+        return sample_flow(velocity, noise, classes, self.no_class, steps=steps, solver=solver, guidance=guidance)
