@@ -16,9 +16,12 @@ from paribus.nn.component import RESIDUALS
 from paribus.nn.config import ParibusConfig
 from paribus.nn.initialization import initialize
 from paribus.nn.norm import NORMS
+from paribus.nn.residual import Residual
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 VOCABULARY, LENGTH = 61, 11
+CONDITION = torch.randn(1, 32, generator=torch.Generator().manual_seed(4))
+"""What every row is made for, the same whatever the rows are cut into; a scheme may read it or not."""
 
 
 def settings(name: str, norm: str = "rms_norm", dropout: float = 0.0) -> dict[str, Any]:
@@ -45,10 +48,21 @@ def make(name: str, **changes: Any) -> ParibusForCausalLM:
     model = ParibusForCausalLM(config)
     initialize(model, seed=1)
     shake(model)  # a scheme that starts as the identity would hide what its branches do
-    return model.double().eval()
+    return conditioned(model.double().eval())
 
 
 made = functools.cache(make)
+
+
+def conditioned(model: ParibusForCausalLM) -> ParibusForCausalLM:
+    """The model, its backbone given a condition whenever it is called."""
+
+    def give(backbone: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        rows = len(named["input_ids"])
+        return arguments, {**named, "condition": CONDITION.expand(rows, -1)}
+
+    model.model.register_forward_pre_hook(give, with_kwargs=True)
+    return model
 
 
 @pytest.fixture(params=RESIDUALS.names())
@@ -118,9 +132,16 @@ def test_generation_with_a_cache_changes_nothing(name: str, tokens: Tensor) -> N
 def test_saved_and_loaded(name: str, tokens: Tensor, tmp_path: Path) -> None:
     model = made(name)
     model.save_pretrained(tmp_path)
-    loaded = ParibusForCausalLM.from_pretrained(tmp_path)
+    loaded = conditioned(ParibusForCausalLM.from_pretrained(tmp_path))
     assert loaded.state_dict().keys() == model.state_dict().keys()
     close(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_schemes_read_the_condition_that_say_so(name: str, tokens: Tensor) -> None:
+    model = copy.deepcopy(made(name))
+    model.model._forward_pre_hooks.clear()
+    with_condition, without = made(name)(tokens).logits, model(tokens).logits
+    assert torch.equal(with_condition, without) != RESIDUALS.component(name, Residual).reads_condition
 
 
 def test_checkpointing_gives_equal_gradients(name: str, tokens: Tensor) -> None:

@@ -14,12 +14,14 @@ from paribus.evaluation.contract.subjects import shake
 from paribus.nn.block import Block
 from paribus.nn.component import RESIDUALS, make_residual
 from paribus.nn.config import ParibusConfig
-from paribus.nn.initialization import initialize
+from paribus.nn.initialization import INITIALIZATIONS, initialize
 from paribus.nn.mixer import Context, Placement
 from paribus.nn.norm import NORMS
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
 
 WIDTH, LAYERS = 16, 8
+CONDITION = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(4), dtype=torch.float64, requires_grad=True)
+"""What the rows are made for; a scheme may read it or not."""
 Function = Callable[[Tensor], Tensor]
 Formula = Callable[[Any, Tensor, Function, Function], Tensor]
 """formula(scheme, x, f, g): the new stream by the mixer f and the channel mixer g; without one, g is zero."""
@@ -77,6 +79,16 @@ def reversible(scheme: Any, x: Tensor, f: Function, g: Function) -> Tensor:
     return y + z
 
 
+def adaln_zero(scheme: Any, x: Tensor, f: Function, g: Function) -> Tensor:
+    made_of = functional.silu(CONDITION) @ scheme.modulation.weight.T + scheme.modulation.bias
+    s1, b1, g1, *others = made_of.view(2, -1, 1, WIDTH).unbind(1)
+    y = x + g1 * f((1 + s1) * scheme.mixer_norm(x) + b1)
+    if not scheme.has_channel:
+        return y
+    s2, b2, g2 = others
+    return y + g2 * g((1 + s2) * scheme.channel_norm(y) + b2)
+
+
 FORMULAS: dict[str, list[tuple[dict[str, Any], Formula]]] = {
     "pre": [({}, pre)],
     "post": [({}, post), ({"preset": "deep_norm"}, deep_norm), ({"alpha": 2.0}, deep_norm)],
@@ -86,11 +98,12 @@ FORMULAS: dict[str, list[tuple[dict[str, Any], Formula]]] = {
     "layer_scale": [({}, layer_scale)],
     "augmented": [({"reduction": 4}, augmented), ({"reduction": 16, "count": 3}, augmented)],
     "reversible": [({}, reversible)],
+    "adaln_zero": [({}, adaln_zero)],
 }
 CASES = [(name, *case) for name in RESIDUALS.names() for case in FORMULAS.get(name, [])]
 
 
-def block_of(residual: dict[str, Any], norm: str = "rms_norm", channel: bool = True) -> Block:
+def block_of(residual: dict[str, Any], norm: str = "rms_norm", channel: bool = True, rule: str = "fan_in") -> Block:
     config = ParibusConfig(
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
@@ -104,14 +117,14 @@ def block_of(residual: dict[str, Any], norm: str = "rms_norm", channel: bool = T
         },
     )
     block = Block(config, "main", layer=1)
-    initialize(block, seed=0)
+    initialize(block, seed=0, rule=rule)
     return block
 
 
 def gradients(y: Tensor, block: Block, x: Tensor) -> dict[str, Tensor]:
-    """Of x and of every parameter, zero where there is none, in a random direction of y."""
+    """Of x, the condition and every parameter, zero where there is none, in a random direction of y."""
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=y.dtype)
-    leaves = {"x": x, **dict(block.named_parameters())}
+    leaves = {"x": x, "condition": CONDITION, **dict(block.named_parameters())}
     values = torch.autograd.grad(y, list(leaves.values()), direction, materialize_grads=True)
     return dict(zip(leaves, values, strict=True))
 
@@ -140,7 +153,7 @@ def test_the_scheme_is_its_formula(
     )
     exact = gradients(expected, block, x)
     for recompute in (False, True):
-        stream, _ = block(block.residual.start(x, recompute), None, None, False, Context())
+        stream, _ = block(block.residual.start(x, recompute), None, None, False, Context(condition=CONDITION))
         y = block.residual.end(stream)
         torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
         for key, gradient in gradients(y, block, x).items():
@@ -154,6 +167,28 @@ def test_rezero_starts_as_the_identity() -> None:
     block = block_of({"name": "rezero"})
     x = torch.randn(2, 5, WIDTH)
     assert torch.equal(block(x, None, None, False, Context())[0], x)
+
+
+@pytest.mark.parametrize("rule", INITIALIZATIONS)
+@pytest.mark.parametrize("condition", [CONDITION.float(), None], ids=["condition", "none"])
+def test_adaln_zero_starts_as_the_identity_whatever_the_rule(rule: str, condition: Tensor | None) -> None:
+    block = block_of({"name": "adaln_zero"}, rule=rule)
+    x = torch.randn(2, 5, WIDTH)
+    assert torch.equal(block(x, None, None, False, Context(condition=condition))[0], x)
+
+
+def test_without_a_condition_adaln_zero_has_learned_vectors() -> None:
+    block = block_of({"name": "adaln_zero"})
+    shake(block)
+    modulation: Any = block.residual.modulation
+    with torch.no_grad():
+        modulation.weight.zero_()
+    x = torch.randn(2, 5, WIDTH)
+    conditioned, bare = (
+        block(x, None, None, False, Context(condition=condition))[0] for condition in (CONDITION.float(), None)
+    )
+    assert torch.equal(conditioned, bare)
+    assert not torch.equal(bare, x)
 
 
 def test_layer_scale_starts_small() -> None:
