@@ -15,7 +15,8 @@ import numpy as np
 
 from ...nn.settings import nearest
 from ..cache import prepared_folder, stable_hash
-from .resize import squared
+from .local import HubImages, LocalImages
+from .pixels import squared
 from .source import EmbeddedImages, ImageSource, registry
 from .splits import SPLITS, TEST_PERCENT, VALIDATION_PERCENT, pixel_hash, split_of
 
@@ -64,14 +65,18 @@ class ImageSet:
 
 
 def find_source(name: str) -> ImageSource:
-    """The images of this name: an embedded set.
+    """The images of this name: an embedded set, ``hf:NAME``, or else a folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: none of these exists.
     """
     embedded = registry()
     if name in embedded.names():
         return embedded.component(name, EmbeddedImages)()
+    if name.startswith("hf:"):
+        return HubImages(name)
+    if re.search(r"[/.~]", name) or Path(name).exists():
+        return LocalImages(name)
     raise ValueError(f"unknown images '{name}' (and no such folder); {nearest(name, embedded.names())}")
 
 
@@ -114,6 +119,8 @@ class _Record(NamedTuple):
 
 def _write(source: ImageSource, size: int, folder: Path) -> dict[str, Any]:
     """Write the three splits of a source and return what the manifest says of them."""
+    if len(source.class_names) < 2:
+        raise ValueError(f"images '{source.name}' have one class only, '{source.class_names[0]}'; two are needed")
     num_read, records = _read(source, size, folder / UNSORTED)
     kept = {digest: min(same) for digest, same in records.items() if len({record.class_index for record in same}) == 1}
     splits: dict[str, list[_Record]] = {split: [] for split in SPLITS}
@@ -166,10 +173,8 @@ def _write_split(folder: Path, split: str, records: list[_Record], unsorted: np.
 
 
 def _check(source: ImageSource, counts: dict[str, np.ndarray]) -> None:
-    """That there are two classes at least, and enough of each for the splits."""
+    """That there are enough images of each class for the splits."""
     total = sum(counts.values(), np.zeros(len(source.class_names), dtype=np.int64))
-    if len(source.class_names) < 2:
-        raise ValueError(f"images '{source.name}' have one class only, '{source.class_names[0]}'; two are needed")
     for name, number, in_train in zip(source.class_names, total, counts["train"], strict=True):
         if not in_train:
             raise ValueError(

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ...nn.registry import Registry
-
-INSTALL = 'run: pip install "paribus[image]"'
+from .pixels import INSTALL
 
 
 class Picture(NamedTuple):
@@ -34,18 +33,21 @@ class ImageSource(ABC):
         name: as the user wrote it.
         licence: the licence of the images.
         size: height and width of every image, which none is enlarged beyond; None: they differ, and are resized.
-        class_names: by class index; known before the first image is read.
     """
 
     name: str
     licence: str = "the user's own"
     size: int | None = None
-    class_names: tuple[str, ...]
 
     @property
     @abstractmethod
     def version(self) -> str:
         """Which edition of the images this is."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by index."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -97,8 +99,3 @@ class EmbeddedImages(ImageSource):
 def registry() -> Registry:
     """The embedded sets of images, one file each."""
     return Registry("sets", "paribus.data.images", Path(__file__).parent)
-
-
-def grey(shades: np.ndarray) -> np.ndarray:
-    """Shades of grey, uint8 [height, width], as red, green and blue: [height, width, 3]."""
-    return np.repeat(shades[..., None], 3, axis=-1)

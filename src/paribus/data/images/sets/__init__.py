@@ -1,1 +1,1 @@
-"""Embedded sets of images, one file each; the file's name is the set's."""
+"""Embedded sets of images: one file each; the file name is the name in the data settings."""

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..source import EmbeddedImages, Picture, grey
+from ..pixels import grey
+from ..source import EmbeddedImages, Picture
 
 SIZE = 8
 
