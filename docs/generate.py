@@ -25,6 +25,7 @@ KINDS = {
     "residuals": (PACKAGE / "nn" / "residuals", "How a block puts its branches, norms and stream together."),
     "tasks": (PACKAGE / "nn" / "tasks", "What a model is for; the name and its settings are a model's `task`."),
     "corpora": (PACKAGE / "data" / "corpora", "Embedded text; a path of yours is a corpus too."),
+    "images": (PACKAGE / "data" / "images" / "sets", "Embedded sets of images; a folder of yours is a set too."),
     "decays": (PACKAGE / "nn" / "decay.py", "How fast a recurrent state forgets; mixers share them."),
     "features": (PACKAGE / "nn" / "features.py", "What linear attention makes of queries and keys."),
     "norms": (PACKAGE / "nn" / "norm.py", "What stands before each mixer."),

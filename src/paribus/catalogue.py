@@ -20,6 +20,7 @@ _FOLDERS = {
     "residuals": "nn/residuals",
     "tasks": "nn/tasks",
     "corpora": "data/corpora",
+    "images": "data/images/sets",
 }
 
 

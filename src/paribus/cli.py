@@ -26,6 +26,7 @@ KINDS = (
     "optimizers",
     "schedules",
     "corpora",
+    "images",
     "settings",
 )
 
