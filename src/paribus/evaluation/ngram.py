@@ -38,8 +38,8 @@ class ByteNGram:
         return float(-np.log2(probability).sum())
 
 
-class _Table:
-    """Counts of all n-grams of one length and of their contexts."""
+class Counts:
+    """Counts of n-grams of one length, and of their contexts: all bytes but the last, which lies lowest."""
 
     def __init__(self, grams: np.ndarray, counts: np.ndarray) -> None:
         self.grams, self.counts = grams, counts
@@ -55,8 +55,8 @@ class _Table:
         return np.where(seen > 0, (count + types * lower) / np.maximum(seen + types, 1), lower)
 
 
-def _count(data: np.ndarray, length: int) -> _Table:
-    return _Table(*np.unique(_pack(data, length), return_counts=True))
+def _count(data: np.ndarray, length: int) -> Counts:
+    return Counts(*np.unique(_pack(data, length), return_counts=True))
 
 
 def _pack(data: np.ndarray, length: int) -> np.ndarray:

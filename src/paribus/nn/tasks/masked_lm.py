@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput as _MaskedLMOutput
 
 from ..config import ParibusConfig
-from ..loss import language_losses
+from ..loss import IGNORE, language_losses
 from ..projection import Projection
 from ..task import TaskModel
 
@@ -96,14 +96,19 @@ class ParibusForMaskedLM(TaskModel):
             output_hidden_states=bool(output_hidden_states),
         )
         x = hidden.last_hidden_state
-        if self.reduction is not None:
-            x = self.reduction(x)
         loss, losses = None, None
         if labels is not None:
-            loss, losses = language_losses(x, self.head.weight, labels, hidden.losses, z_loss)
+            places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # few of all: the head reads no others
+            asked = self._reduced(x.flatten(0, 1).index_select(0, places))
+            targets = labels.flatten()[places]
+            loss, losses = language_losses(asked[None], self.head.weight, targets[None], hidden.losses, z_loss)
         return MaskedLMOutput(
             loss=loss,
-            logits=self.head(x) if return_logits else None,
+            logits=self.head(self._reduced(x)) if return_logits else None,
             hidden_states=hidden.hidden_states,
             losses=losses,
         )
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        """What the head reads: [..., D] -> [..., D], or [..., rank]."""
+        return x if self.reduction is None else self.reduction(x)
