@@ -19,6 +19,7 @@ from .initialization import get_initialization, initialize_module, mark_places
 from .mixer import Context, Placement, make_context
 from .norm import make_norm
 from .patches import ClassToken, PatchEmbedding
+from .prefix import read_prefix
 from .residual import Stream
 from .state import State
 
@@ -102,6 +103,7 @@ class ParibusModel(ParibusPreTrainedModel):
         past_key_values: StateCache | None = None,
         pixel_values: Tensor | None = None,
         condition: Tensor | None = None,
+        prefix_length: Tensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
@@ -115,10 +117,12 @@ class ParibusModel(ParibusPreTrainedModel):
             inputs_embeds: [B, T, D] in place of ids.
             pixel_values: [B, channels, size, size] in place of ids, for a model of images.
             condition: [B, D], what rows are made for; see `Context.condition`.
+            prefix_length: [B], how many tokens of each segment, from its first, see one another both ways; 0 is none.
             past_key_values: what an earlier call returned; a cache of another kind must be empty and is replaced.
 
         Raises:
-            ValueError: not exactly one of ids (or pixels) and embeddings; a cache of another kind that holds tokens.
+            ValueError: not exactly one of ids (or pixels) and embeddings; a cache of another kind that holds tokens;
+                a prefix that the model was not made for, or that began in the cache.
         """
         x = self._embed(input_ids, pixel_values, inputs_embeds)
         cache = self._cache(past_key_values, use_cache)
@@ -131,6 +135,7 @@ class ParibusModel(ParibusPreTrainedModel):
         hidden_states = [x]
         context = make_context(self.blocks)
         context.condition = condition
+        context.prefix_length = self._prefix(prefix_length, len(x))
         scheme = self._block_at(0).residual
         recompute = torch.is_grad_enabled() and cache is None and not output_hidden_states
         stream = scheme.start(x, recompute)
@@ -160,6 +165,16 @@ class ParibusModel(ParibusPreTrainedModel):
             return embeddings
         x: Tensor = self.embedding(given)
         return x
+
+    def _prefix(self, prefix_length: Tensor | None, rows: int) -> Tensor | None:
+        if prefix_length is None:
+            return None
+        if not self.config.task.get("prefix", False):
+            raise ValueError(
+                f"prefix_length is given; the model's task is {self.config.task}, "
+                "and {'name': 'causal_lm', 'prefix': True} is needed"
+            )
+        return read_prefix(prefix_length, rows)
 
     def _block_at(self, layer: int) -> Block:
         block = self.blocks[layer]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
+from .channel import Channel
 from .component import make_channel, make_mixer, make_residual
-from .config import ParibusConfig
+from .config import BlockConfig, ParibusConfig
 from .mixer import Context, Mixer, Placement
+from .prefix import Prefixed, make_twin
 from .residual import Branch, Stream
 from .scan_order import Scanned
 from .state import State
@@ -39,30 +43,48 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(block.dropout)
         self.scan = "raster" if config.image is None else config.image_config.scan
+        self.twins = self._twins(block, where) if config.task.get("prefix", False) else {}
 
     def forward(
         self, x: Stream, segments: Tensor | None, state: State, keep_state: bool, context: Context
     ) -> tuple[Stream, State]:
         """[B, T, D] (as many streams as the residual scheme carries) -> the same, and the states of both mixers."""
         mixer_state, channel_state = (None, None) if state is None else state
-        mix = Branch(self._mixer_parts(), self.dropout, segments, mixer_state, keep_state, context)
+        parts = tuple(map(self._part, ("mixer_shift", "mixer") if self.mixer_shift else ("mixer",)))
+        mix = Branch(parts, self.dropout, segments, mixer_state, keep_state, context)
         channel = None
         if self.channel is not None:
-            parts = (self.channel,) if self.channel_shift is None else (self.channel_shift, self.channel)
+            parts = tuple(map(self._part, ("channel_shift", "channel") if self.channel_shift else ("channel",)))
             channel = Branch(parts, self.dropout, segments, channel_state, keep_state, context)
         x = self.residual(x, mix, channel)
         if not keep_state:
             return x, None
         return x, (mix.state, None if channel is None else channel.state)
 
-    def _mixer_parts(self) -> tuple[Mixer | Scanned, ...]:
-        """The token mixer, in the order in which this layer reads images, behind a token shift if there is one."""
-        placement = self.mixer.placement
-        mixer: Mixer | Scanned = self.mixer
-        if self.scan == "cross" or (self.scan == "alternate" and placement.layer % 2):
-            assert placement.grid is not None, "a scan belongs to an image"
-            mixer = Scanned(self.mixer, placement.grid, both=self.scan == "cross")
-        return (mixer,) if self.mixer_shift is None else (self.mixer_shift, mixer)
+    def _twins(self, block: BlockConfig, where: str) -> dict[str, Mixer]:
+        """By the name of a part that looks at other tokens, the one that reads a prefix both ways."""
+        makers: dict[str, Callable[[Placement], Mixer]] = {
+            "mixer": partial(make_mixer, block.mixer, where=f"{where}: mixer")
+        }
+        if block.channel is not None:
+            makers["channel"] = partial(make_channel, block.channel, where=f"{where}: channel")
+        if block.token_shift != "none":
+            shift = partial(TokenShift, kind=block.token_shift)
+            makers |= {f"{name}_shift": shift for name in tuple(makers)}
+        found = {name: make_twin(getattr(self, name), make, f"{where}: {name}") for name, make in makers.items()}
+        return {name: twin for name, twin in found.items() if twin is not None}
+
+    def _part(self, name: str) -> Mixer | Scanned | Prefixed:
+        """The part called `name`, with its prefix read both ways, or in the order in which this layer reads images."""
+        part: Mixer = getattr(self, name)
+        if name in self.twins:
+            return Prefixed(part, self.twins[name])
+        grid, layer = part.placement.grid, part.placement.layer
+        alone = isinstance(part, Channel)  # it sees every token alone, in whatever order
+        if alone or self.scan == "raster" or (self.scan == "alternate" and layer % 2 == 0):
+            return part
+        assert grid is not None, "a scan belongs to an image"
+        return Scanned(part, grid, both=self.scan == "cross")
 
 
 def _shift(kind: Literal["none"] | Kind, placement: Placement) -> TokenShift | None:

@@ -41,6 +41,10 @@ class Context:
     """What `SharedPart`s give each other before the first layer runs, by their name and then by layer."""
     first_value: tuple[int, Tensor] | None = None
     """The values [B, T, H, V] of the first layer that has such, and that layer's number (RWKV-7)."""
+    prefix_length: Tensor | None = None
+    """[B] how many of the first tokens of each segment see one another both ways; None: none (see `prefix`)."""
+    prefix_tables: dict[tuple[float | int | str, ...], tuple[Tensor, ...]] = field(default_factory=dict)
+    """The `tables` of what reads those."""
     condition: Tensor | None = None
     """[B, D] what a row is made for (time and class of an image); read by residual schemes that say so."""
     losses: dict[str, Tensor] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .mixer import Context, Mixer, Placement
 from .norm import make_norm
+from .prefix import Prefixed
 from .scan_order import Scanned
 from .state import State
 
@@ -24,7 +25,7 @@ class Branch:
     `state` becomes the new one when it is called.
     """
 
-    parts: tuple[Mixer | Scanned, ...]
+    parts: tuple[Mixer | Scanned | Prefixed, ...]
     """What it is made of, in order; the mixer is the last."""
     dropout: nn.Module
     segments: Tensor | None = None
@@ -35,7 +36,7 @@ class Branch:
     @property
     def modules(self) -> list[Mixer]:
         """The parts that have parameters."""
-        return [part.mixer if isinstance(part, Scanned) else part for part in self.parts]
+        return [part.mixer if isinstance(part, Scanned | Prefixed) else part for part in self.parts]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

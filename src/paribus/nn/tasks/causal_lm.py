@@ -34,7 +34,10 @@ class ParibusForCausalLM(TaskModel, GenerationMixin):
 
     @dataclass(frozen=True)
     class Config:
-        """No settings."""
+        """Settings of causal language modelling."""
+
+        prefix: bool = False
+        """Whether `prefix_length` may be given: that many first tokens then see one another both ways."""
 
     reads = "text"
     causal = True
@@ -62,6 +65,7 @@ class ParibusForCausalLM(TaskModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
+        prefix_length: Tensor | None = None,
         labels: Tensor | None = None,
         targets: Tensor | None = None,
         use_cache: bool = False,
@@ -93,12 +97,11 @@ class ParibusForCausalLM(TaskModel, GenerationMixin):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
+            prefix_length=prefix_length,
             use_cache=use_cache,
             output_hidden_states=bool(output_hidden_states),
         )
-        x = hidden.last_hidden_state
-        if self.reduction is not None:
-            x = self.reduction(x)
+        x = hidden.last_hidden_state if self.reduction is None else self.reduction(hidden.last_hidden_state)
         if targets is None and labels is not None:
             targets = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
         loss, losses = None, None
