@@ -15,6 +15,7 @@ from typing import Any, Literal
 from paribus.data.batches import Data
 from paribus.data.images.spec import Images
 from paribus.nn.config import DEFAULT_BLOCKS
+from paribus.nn.flow import check_solver
 from paribus.nn.hybrids import spell_out
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.settings import nearest, read_settings
@@ -49,6 +50,30 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How images are drawn at the end from a model that makes them, and who looks at them.
+
+    Raises:
+        ValueError: a number that is too small.
+    """
+
+    num_images: int = 500
+    """As many of each class; 0: none, and then nobody has to look at them."""
+    steps: int = 10
+    """In which time goes from noise to image."""
+    solver: Literal["euler", "heun"] = "heun"
+    guidance: float = 1.5
+    """How much the class is followed: 1 as it was learned, more exaggerates it, 0 ignores it."""
+    judge: str | None = None
+    """The folder of a finished run of image_classification on the same images; null: a small one, trained once."""
+
+    def __post_init__(self) -> None:
+        if self.num_images < 0 or self.num_images == 1:
+            raise ValueError(f"sampling: num_images is {self.num_images}; 0 (none) or at least 2 is needed")
+        check_solver(self.steps, self.solver, self.guidance)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What is measured on held-out documents, and how often.
 
@@ -66,6 +91,8 @@ class Evaluation:
     validation_images: int = 500
     """The same two, for tasks on images; a split that has fewer gives all."""
     test_images: int = 1000
+    sampling: Sampling = field(default_factory=Sampling)
+    """For the task image_generation."""
 
     def __post_init__(self) -> None:
         least = {"points": 0, "validation_documents": 1, "test_documents": 1, "max_bytes_per_document": 4}

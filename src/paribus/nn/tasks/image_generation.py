@@ -58,8 +58,10 @@ class ParibusForImageGeneration(TaskModel):
     """The backbone on noisy patches, conditioned on time and class in every block, and a map back to pixels.
 
     Flow matching on straight lines (Lipman et al. 2022, arXiv:2210.02747; Liu et al. 2022, arXiv:2209.03003) with the
-    transformer of Peebles and Xie 2022 (arXiv:2212.09748): its blocks' residual scheme is ``adaln_zero``.
-    Differs: pixels, not latents; positions are the model's ``position``; the network gives a velocity, no variance.
+    transformer of Peebles and Xie 2022 (arXiv:2212.09748): its blocks' residual scheme is ``adaln_zero``, and the head
+    starts at zero, so that the first velocity is zero everywhere.
+    Differs: pixels, not latents; positions are the model's ``position``; the network gives a velocity, no variance;
+    norms keep weights of their own, and all but the head and the modulations starts by the model's rule.
 
     Raises:
         ValueError: a block whose residual scheme reads no condition, or a class token.
@@ -97,6 +99,10 @@ class ParibusForImageGeneration(TaskModel):
         self.modulation = Modulation(config.hidden_size, 2)
         self.head = nn.Linear(config.hidden_size, image.patch_values)
         self.post_init()
+
+    def reset_parameters(self) -> None:
+        """The head is zero, whatever the model's rule says of it: that is the scheme."""
+        nn.init.zeros_(self.head.weight)
 
     @property
     def no_class(self) -> int:
