@@ -136,7 +136,8 @@ def as_tensor(pixels: np.ndarray, num_channels: int) -> Tensor:
     if num_channels == 1:
         thousandths = pixels.astype(np.int64) @ np.array(LUMINANCE)
         pixels = ((thousandths + 500) // 1000)[..., None]
-    return torch.from_numpy(np.moveaxis(pixels, -1, 1).astype(np.float32)) / 127.5 - 1
+    channels_first = np.ascontiguousarray(np.moveaxis(pixels, -1, 1), dtype=np.float32)
+    return torch.from_numpy(channels_first) / 127.5 - 1
 
 
 def augment(image: Tensor, data: Images, number: int) -> Tensor:

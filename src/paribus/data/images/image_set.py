@@ -120,7 +120,8 @@ class _Record(NamedTuple):
 def _write(source: ImageSource, size: int, folder: Path) -> dict[str, Any]:
     """Write the three splits of a source and return what the manifest says of them."""
     if len(source.class_names) < 2:
-        raise ValueError(f"images '{source.name}' have one class only, '{source.class_names[0]}'; two are needed")
+        known = f"one class only, '{source.class_names[0]}'" if source.class_names else "no classes"
+        raise ValueError(f"images '{source.name}' have {known}; two are needed")
     num_read, records = _read(source, size, folder / UNSORTED)
     kept = {digest: min(same) for digest, same in records.items() if len({record.class_index for record in same}) == 1}
     splits: dict[str, list[_Record]] = {split: [] for split in SPLITS}

