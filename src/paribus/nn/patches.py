@@ -31,8 +31,8 @@ class ImageConfig:
     class_token: bool = False
     """A learned token behind the patches, from which a class is read; else the mean of all tokens."""
     scan: Scan = "raster"
-    """In which order token mixers read the patches. raster: row by row; alternate: row by row in the layers 0, 2, …,
-    column by column in the others; cross: both ways in every layer, and the mean of both."""
+    """In which order whatever looks at other tokens (mixers, token shifts) reads the patches. raster: row by row;
+    alternate: row by row in the layers 0, 2, …, column by column in the others; cross: both ways, and the mean."""
 
     def __post_init__(self) -> None:
         for name in ("size", "patch_size", "num_channels"):
