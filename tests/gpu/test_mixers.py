@@ -1,77 +1,76 @@
-"""Every mixer gives on the GPU what it gives on the CPU, trains there in bfloat16, and so does a whole run."""
+"""Every mixer gives on the GPU what it gives on the CPU: answers, states, gradients, both directions, decoding."""
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
-from paribus.evaluation.contract.subjects import MIXER, agree, build, finite, tokens
+from paribus.evaluation.contract.subjects import MIXER, agree, build, finite, in_pieces, tokens
 from paribus.nn.component import MIXERS
-from paribus.nn.mixer import Mixer
-from paribus.nn.state import state_tensors
-from paribus.training.loop import train
-from tests import small
+from tests.gpu.both import as_exact_in_float32, same_in_float64
 from tests.unit.nn.kernel_cases import random_segments, real
 
 pytestmark = pytest.mark.gpu
 
-T = 48
+T, PRESET_WIDTH = 48, 64
+CASES = [(name, preset) for name in MIXERS.names() for preset in (None, *getattr(MIXERS.module(name), "PRESETS", {}))]
 
 
-def answers(mixer: Mixer, x: Tensor, segments: Tensor | None, device: torch.device) -> list[Tensor]:
-    """Outputs, states, and the gradients of the inputs and of every parameter, brought back to the CPU."""
-    mixer = copy.deepcopy(mixer).to(device)
-    x = x.detach().to(device).requires_grad_()
-    marks = None if segments is None else segments.to(device)
-    causal = mixer.placement.causal
-    y, state = mixer(x, segments=marks, keep_state=causal)
-    y = real(y, marks)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=device).view_as(y)).sum().backward()
-    gradients = [parameter.grad for parameter in (x, *mixer.parameters()) if parameter.grad is not None]
-    states = [tensor for tensor in state_tensors(state) if tensor.is_floating_point()]
-    return [tensor.detach().cpu() for tensor in (y, *states, *gradients)]
+def mix(mixer: nn.Module, inputs: dict[str, Any]) -> Any:
+    """Outputs, padding left out, and the states where there are any."""
+    y, state = mixer(inputs["x"], segments=inputs["segments"], keep_state=mixer.placement.causal)
+    return real(y, inputs["segments"]), state
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("layout", ["plain", "segments"])
-@pytest.mark.parametrize("name", MIXERS.names())
-def test_the_gpu_agrees_with_the_cpu(name: str, layout: str, causal: bool, device: torch.device) -> None:
-    mixer = build(MIXER, name, causal=causal, longest=T)
-    segments = random_segments(3, T) if layout == "segments" else None
-    x = tokens(3, T)
-    here, there = (answers(mixer, x, segments, place) for place in (torch.device("cpu"), device))
-    assert len(here) == len(there)
-    for index, (expected, found) in enumerate(zip(here, there, strict=True)):
-        agree(f"{name}: tensor {index}", found, expected, 1e-8)
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_the_gpu_agrees_with_the_cpu(
+    name: str, preset: str | None, layout: str, causal: bool, device: torch.device
+) -> None:
+    settings = None if preset is None else {"preset": preset}
+    mixer = build(MIXER, name, width=PRESET_WIDTH, causal=causal, longest=T, settings=settings)
+    inputs = {
+        "x": tokens(3, T, width=PRESET_WIDTH),
+        "segments": random_segments(3, T) if layout == "segments" else None,
+    }
+    same_in_float64(f"{name}: {preset}", mixer, inputs, mix, device)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", MIXERS.names())
-def test_decoding_on_the_gpu(name: str, device: torch.device) -> None:
+def test_float32_is_as_exact_as_on_the_cpu(name: str, causal: bool, device: torch.device) -> None:
+    mixer = build(MIXER, name, causal=causal, longest=150)
+    as_exact_in_float32(name, mixer, {"x": tokens(2, 150), "segments": random_segments(2, 150)}, mix, device)
+
+
+@pytest.mark.parametrize("layout", ["plain", "segments"])
+@pytest.mark.parametrize("name", MIXERS.names())
+def test_pieces_on_the_gpu(name: str, layout: str, device: torch.device) -> None:
     mixer = build(MIXER, name, longest=T).to(device).eval()
-    x = tokens(2, T).to(device)
-    whole, _ = mixer(x)
-    first, state = mixer(x[:, :-1], keep_state=True)
-    last, _ = mixer(x[:, -1:], state=state, keep_state=True)
-    agree(name, torch.cat([first, last], 1), whole, 1e-8)
+    x, segments = tokens(3, T).to(device), random_segments(3, T).to(device) if layout == "segments" else None
+    with torch.no_grad():
+        whole, _ = mixer(x, segments=segments)
+        pieces = in_pieces(mixer, x, segments, (1, 20, 21, T - 1))
+    agree(name, real(pieces, segments), real(whole, segments), 1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", MIXERS.names())
-def test_autocast_stays_finite(name: str, device: torch.device) -> None:
-    mixer = build(MIXER, name, longest=T, dtype=torch.float32).to(device)
+def test_autocast_stays_finite(name: str, causal: bool, dtype: torch.dtype, device: torch.device) -> None:
+    mixer = build(MIXER, name, causal=causal, longest=T, dtype=torch.float32).to(device)
     x = tokens(2, T, dtype=torch.float32).to(device).requires_grad_()
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        y, _ = mixer(x)
-    y.float().square().mean().backward()
+    with torch.autocast(device.type, dtype=dtype):
+        y, _ = mixer(x, segments=random_segments(2, T).to(device))
+        loss = y.float().square().mean()
+    loss.backward()
     finite(name, y)
     finite(f"{name}: gradient", x.grad)
-
-
-def test_a_run(text: Path, cache: Path, tmp_path: Path, device: torch.device) -> None:
-    here = train(small.run(text, mixer="gla"), tmp_path / "cpu", cache)
-    there = train(small.run(text, mixer="gla", device=device.type), tmp_path / "gpu", cache)
-    assert there["scores"]["test"]["bits_per_byte"] == pytest.approx(here["scores"]["test"]["bits_per_byte"], abs=1e-2)
-    assert there["batches_sha256"] == here["batches_sha256"]
+    with torch.no_grad():
+        exact, _ = mixer(x, segments=random_segments(2, T).to(device))
+    agree(f"{name}: beside float32", real(y.float(), random_segments(2, T).to(device)),
+          real(exact, random_segments(2, T).to(device)), 0.1)  # fmt: skip

@@ -26,7 +26,7 @@ def sample_text(model: Any, tokenizer: Any, prompt: str, num_tokens: int, seed: 
             f"the prompt has {ids.shape[1]} tokens; the model reads {model.config.max_position_embeddings}"
         )
     num_tokens = min(num_tokens, room)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         output = model.generate(ids, max_new_tokens=num_tokens, do_sample=True, temperature=0.8, top_k=40)
     model.train(was_training)

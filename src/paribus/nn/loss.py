@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
         accumulate = torch.promote_types(weight.dtype, torch.float32)
+        exact = _in_float16(hidden)
+        narrow = accumulate if exact else hidden.dtype
         count = (targets != IGNORE).sum().clamp(min=1)
         cross_entropy, squares = (hidden.new_zeros((), dtype=accumulate) for _ in range(2))
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        hidden_gradient = torch.empty_like(hidden) if need_hidden else None
+        hidden_gradient = torch.empty_like(hidden, dtype=narrow) if need_hidden else None
         weight_gradient = torch.zeros_like(weight, dtype=accumulate) if need_weight else None
         matrix = weight.to(hidden.dtype)
         size = max(1, _CHUNK_LOGITS // weight.shape[0])
@@ -42,13 +45,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient.mul_(1 + 2 * z_loss * log_sum)
             gradient.scatter_add_(1, index, -torch.ones_like(gradient[:, :1]))
             gradient.mul_((counted.to(accumulate) / count)[:, None])
-            gradient = gradient.to(hidden.dtype)
-            if hidden_gradient is not None:
-                torch.mm(gradient, matrix, out=hidden_gradient[part])
-            if weight_gradient is not None:
-                weight_gradient += gradient.T @ hidden[part]
+            gradient = gradient.to(narrow)
+            with torch.autocast(hidden.device.type, enabled=False) if exact else nullcontext():
+                if hidden_gradient is not None:
+                    torch.mm(gradient, matrix.to(narrow), out=hidden_gradient[part])
+                if weight_gradient is not None:
+                    weight_gradient += gradient.T @ hidden[part].to(narrow)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         cross_entropy /= count
         ctx.mark_non_differentiable(cross_entropy)
         return cross_entropy + z_loss * squares / count, cross_entropy
@@ -59,11 +63,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = outputs[0]
         return (
-            None if hidden_gradient is None else hidden_gradient * scale.to(hidden_gradient.dtype),
-            None if weight_gradient is None else (weight_gradient * scale).to(ctx.weight_dtype),
+            None if hidden_gradient is None else (hidden_gradient * scale.to(hidden_gradient.dtype)).to(ctx.dtypes[0]),
+            None if weight_gradient is None else (weight_gradient * scale).to(ctx.dtypes[1]),
             None,
             None,
         )
+
+
+def _in_float16(hidden: Tensor) -> bool:
+    """Whether products are rounded to float16, in which one word's share of a mean over many tokens is zero."""
+    kind = hidden.device.type
+    automatic = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.float16 in (hidden.dtype, torch.get_autocast_dtype(kind) if automatic else hidden.dtype)
 
 
 def linear_cross_entropy(

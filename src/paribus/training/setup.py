@@ -181,6 +181,8 @@ def _seconds_per_step(trainer: Trainer) -> float:
         for step in range(_CALIBRATION_STEPS):
             begin = time.perf_counter()
             forward_and_backward(trainer, trainer.task.inputs(trainer.batches.batch(step), step))
+            if trainer.accelerator.device.type != "cpu":
+                torch.accelerator.synchronize()  # it was only told what to do
             times.append(time.perf_counter() - begin)
             trainer.optimizer.zero_grad()
     return sorted(times)[len(times) // 2]

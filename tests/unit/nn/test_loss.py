@@ -90,6 +90,20 @@ def test_half_precision_stays_close(automatic: bool) -> None:
         assert (got.double() - expected).norm() < 0.02 * expected.norm()
 
 
+def test_shares_of_a_mean_over_many_tokens_survive_float16() -> None:
+    """The smallest number of float16 is 6e-8; a word that nothing suggests has 1 / (4,096 · 8,192) of the gradient."""
+    hidden, weight = torch.randn(4096, 8, requires_grad=True), torch.randn(8192, 8, requires_grad=True)
+    targets = torch.randint(64, (4096,))
+    expected = torch.autograd.grad(functional.cross_entropy(hidden @ weight.T, targets), [hidden, weight])
+    with torch.autocast("cpu", torch.float16):
+        value, _ = linear_cross_entropy(hidden, weight, targets)
+    found = torch.autograd.grad(2.0**10 * value, [hidden, weight])
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got / 2.0**10 - wanted).norm() < 1e-3 * wanted.norm()
+    never, lost = found[1][64:] / 2.0**10, expected[1][64:]  # words that are no target: shares only
+    assert (never - lost).norm() < 3e-3 * lost.norm()
+
+
 def test_confident_logits_stay_finite() -> None:
     hidden, weight, targets = inputs(torch.float32)
     value, _ = linear_cross_entropy(1e4 * hidden, weight, targets)
