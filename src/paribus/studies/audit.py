@@ -32,27 +32,27 @@ _LIMITS: dict[Equalizer, float] = {"parameters": TOLERANCE, "tokens": 0.0, "flop
 
 
 def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Mapping[str, Run]) -> Audit:
-    """Compare all arms with each other, and their sizes with those of their references.
+    """Compare the arms of each level with each other, and their sizes with those of their reference.
 
     Args:
         chosen: each arm's run with its tuned values, for the first seed.
 
     Raises:
-        ValueError: the arms were trained or measured on different data.
+        ValueError: the arms of a level were trained on different data.
     """
     differences = _differences(study, equalized, chosen)
-    equal, confounds = _equal_settings(chosen, differences), []
-    confounds += [f"{d.path} differs and was not declared" for d in differences if not d.declared]
-    folders = [Path(seed.run_folder) for arm in arms for seed in arm.seeds]
-    records = [read_record(folder) for folder in folders]
-    for statement, holds in (
-        _same_corpora(records),
-        *([] if _varies_data(study) else _same_batches(arms)),
-        _same_documents(folders),
-        _same("versions and machine", [record["environment"] for record in records]),
-        _same("code outside the varied components", _shared_sources(records)),
-        *_sizes(study, arms),
-    ):
+    references = study.references()
+    levels: dict[str, list[ArmResult]] = {reference: [] for reference in references.values()}
+    for arm in arms:
+        levels[references[arm.name]].append(arm)
+    equal = [_equal_settings(chosen, references)]
+    confounds = [f"{d.path} differs and was not declared" for d in differences if not d.declared]
+    environments = [read_record(folder)["environment"] for folder in _folders(arms)]
+    statements = [_same("versions and machine", environments)]
+    for reference, compared in levels.items():
+        name = f" ({reference} and its arms)" if len(levels) > 1 else ""
+        statements += [(f"{text}{name}", holds) for text, holds in _same_work(study, compared)]
+    for statement, holds in (*statements, *_sizes(study, levels)):
         (equal if holds else confounds).append(statement)
     return Audit(
         declared=tuple(study.varied_paths()),
@@ -63,6 +63,22 @@ def audit(study: Study, equalized: Equalized, arms: list[ArmResult], chosen: Map
         shared_parameters=_shared_parameters(study.references(), chosen),
         ratios=_ratios(study.references(), arms),
     )
+
+
+def _folders(arms: Sequence[ArmResult]) -> list[Path]:
+    return [Path(seed.run_folder) for arm in arms for seed in arm.seeds]
+
+
+def _same_work(study: Study, arms: list[ArmResult]) -> list[tuple[str, bool]]:
+    """That the arms of one level read, ran and were measured on the same: statements, and whether they hold."""
+    folders = _folders(arms)
+    records = [read_record(folder) for folder in folders]
+    return [
+        _same_data(records),
+        *([] if _varies_data(study) else _same_batches(arms)),
+        _same_documents(folders),
+        _same("code outside the varied components", _shared_sources(records)),
+    ]
 
 
 def _differences(study: Study, equalized: Equalized, chosen: Mapping[str, Run]) -> list[Difference]:
@@ -93,23 +109,33 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def _equal_settings(chosen: Mapping[str, Run], differences: list[Difference]) -> list[str]:
-    paths = {path for run in chosen.values() for path in _leaves(run.to_json())} - {"name"}
-    same = len(paths) - len(differences)
-    return [f"settings: {same} of {len(paths)} are the same in all arms (optimizer, schedule, data, precision, …)"]
+def _equal_settings(chosen: Mapping[str, Run], references: Mapping[str, str]) -> str:
+    """How many settings no arm has otherwise than its reference."""
+    leaves = {name: _leaves(run.to_json()) for name, run in chosen.items()}
+    paths = {path for values in leaves.values() for path in values} - {"name"}
+    missing = object()  # a setting that neither has is the same, too
+    differ = {
+        path
+        for path in paths
+        for name, reference in references.items()
+        if leaves[name].get(path, missing) != leaves[reference].get(path, missing)
+    }
+    where = "all arms" if len(set(references.values())) == 1 else "all arms of a level"
+    same = len(paths) - len(differ)
+    return f"settings: {same} of {len(paths)} are the same in {where} (optimizer, schedule, data, precision, …)"
 
 
-def _same_corpora(records: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+def _same_data(records: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     corpora = [record["manifests"]["corpora"] for record in records]
     if any(manifests != corpora[0] for manifests in corpora):
-        raise ValueError("arms were trained on different corpora (their manifests differ); remove the older runs")
+        raise ValueError("arms were trained on different data (their manifests differ); remove the older runs")
     digest = hashlib.sha256(repr(sorted(corpora[0].items())).encode()).hexdigest()[:16]
-    return f"corpora: manifests {digest} in all runs", True
+    return f"data: manifests {digest} in all runs", True
 
 
 def _varies_data(study: Study) -> bool:
     """Whether batches differ because the study says so: another tokenizer, another length."""
-    return any(path.startswith("data.") for path in (*study.varied_paths(), *study.tune))
+    return any(path.startswith("data.") for path in study.compared_paths())
 
 
 def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
@@ -137,12 +163,12 @@ def _same_batches(arms: list[ArmResult]) -> list[tuple[str, bool]]:
 
 
 def _same_documents(folders: Sequence[Path]) -> tuple[str, bool]:
-    """Whether all runs were tuned on the same validation documents and judged on the same test documents."""
+    """Whether all runs were tuned on the same validation split and judged on the same test split."""
     hashes = [(read_result(folder) or {}).get("documents_sha256") for folder in folders]
     if any(value != hashes[0] for value in hashes) or hashes[0] is None:
-        return "held-out documents differ between runs", False
+        return "held-out documents or images differ between runs", False
     shown = ", ".join(f"{split} SHA-256 {digest[:16]}" for split, digest in hashes[0].items())
-    return f"measure: the same held-out documents in all runs ({shown})", True
+    return f"measure: the same held-out documents or images in all runs ({shown})", True
 
 
 def _same(what: str, values: Sequence[Any]) -> tuple[str, bool]:
@@ -157,15 +183,10 @@ def _shared_sources(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [[record["sources"][path] for path in common] for record in records]
 
 
-def _sizes(study: Study, arms: list[ArmResult]) -> list[tuple[str, bool]]:
+def _sizes(study: Study, levels: Mapping[str, list[ArmResult]]) -> list[tuple[str, bool]]:
     """The equalizer's promise, checked on what the finished runs measured."""
     quantities: tuple[Equalizer, ...] = ("parameters", "tokens") if study.equal == "parameters" else (study.equal,)
-    references = study.references()
-    return [
-        _size(quantity, level, [arm for arm in arms if references[arm.name] == level])
-        for quantity in quantities
-        for level in dict.fromkeys(references.values())
-    ]
+    return [_size(quantity, level, arms) for quantity in quantities for level, arms in levels.items()]
 
 
 def _size(quantity: Equalizer, reference: str, arms: list[ArmResult]) -> tuple[str, bool]:

@@ -3,60 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from paribus.evaluation.metrics import METRICS
+
+from .panels import Panel, arm_styles, ordered_arms, panels, title
 from .result import ArmResult, SeedResult, StudyResult, Verdict
-from .sensitivity import KNOWING_NOTHING
 
 AXES = ("tokens", "flops", "seconds")
-HUES = 7
-"""Colours for arms beside the reference, which is drawn in the neutral ink 0."""
-
-
-def levels(result: StudyResult) -> dict[str, list[ArmResult]]:
-    """Reference -> itself and the arms compared with it, in the study's order; that of the study is the first."""
-    compared = {verdict.arm: verdict.reference for verdict in result.verdicts}
-    grouped: dict[str, list[ArmResult]] = {result.reference_arm: []}
-    for arm in sorted(result.arms, key=lambda arm: arm.name in compared):
-        grouped.setdefault(compared.get(arm.name, arm.name), []).append(arm)
-    return grouped
-
-
-def arm_styles(result: StudyResult) -> dict[str, dict[str, int]]:
-    """One colour for each arm, everywhere; beyond the last hue and at the next level they return with another dash."""
-    styles, dash = {}, 0
-    for reference, arms in levels(result).items():
-        others = [arm.name for arm in arms if arm.name != reference]
-        styles[reference] = {"hue": 0, "dash": dash}
-        styles |= {name: {"hue": 1 + i % HUES, "dash": dash + i // HUES} for i, name in enumerate(others)}
-        dash += max(1, -(-len(others) // HUES))
-    return styles
-
-
-def ordered_arms(result: StudyResult) -> list[ArmResult]:
-    """Level by level, each reference before the arms compared with it."""
-    return [arm for arms in levels(result).values() for arm in arms]
 
 
 def chart_data(result: StudyResult) -> dict[str, Any]:
-    """Arms, learning curves, stability, tuning curves and baselines; arms are referred to by their number."""
+    """Arms, and panel by panel learning curves, stability and tuning curves; arms are referred to by their number."""
     arms, styles = ordered_arms(result), arm_styles(result)
-    bands = [band for i, arm in enumerate(arms) if (band := _band(i, arm))]
+    numbers = {arm.name: number for number, arm in enumerate(arms)}
     return {
         "arms": [{"name": arm.name, **styles[arm.name]} for arm in arms],
+        "panels": [panel_data(panel, numbers) for panel in panels(result)],
+    }
+
+
+def panel_data(panel: Panel, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """What is drawn of the levels of one task."""
+    arms = panel.arms
+    bands = [band for arm in arms if (band := _band(numbers[arm.name], arm))]
+    return {
+        "arms": [numbers[arm.name] for arm in arms],
+        "curve": title(panel.curve_metric),
+        "tuned": title(panel.tuning_metric),
         "bands": bands,
         "broken": [
-            {"arm": i, "seed": run.seed, **_line([run])}
-            for i, arm in enumerate(arms)
+            {"arm": numbers[arm.name], "seed": run.seed, **_line([run])}
+            for arm in arms
             for run in arm.seeds
             if run.status == "diverged" and run.curve
         ],
         "focus": max((band["high"][len(band["high"]) // 5] for band in bands), default=None),
-        "baselines": [{"name": line.name, "value": line.bits_per_byte} for line in result.baselines],
-        "stability": stability_charts(arms),
-        "tuning": [tuning_chart(arms, key) for key in tuned_keys(result)],
+        "baselines": [{"name": panel.label(line), "value": line.score} for line in panel.lines(panel.curve_metric)],
+        "stability": stability_charts(arms, numbers),
+        "tuning": [
+            tuning_chart(arms, key, METRICS[panel.tuning_metric].knowing_nothing, numbers) for key in tuned_keys(arms)
+        ],
     }
 
 
@@ -71,7 +60,7 @@ def _line(runs: Sequence[SeedResult]) -> dict[str, list[float]]:
     curves = [{point.step: point for point in run.curve} for run in runs]
     rows = [[curve[step] for curve in curves] for step in steps]
     axes = {axis: [fmean(getattr(point, axis) for point in row) for row in rows] for axis in AXES}
-    return axes | _spread([[point.bits_per_byte for point in row] for row in rows])
+    return axes | _spread([[point.score for point in row] for row in rows])
 
 
 def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
@@ -79,19 +68,19 @@ def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     return {"mean": [fmean(row) for row in rows], "low": [min(row) for row in rows], "high": [max(row) for row in rows]}
 
 
-def stability_charts(arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+def stability_charts(arms: Sequence[ArmResult], numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     """Gradient norms along the run, activations by layer; none where nothing was measured."""
     charts: list[dict[str, Any]] = [
         {
             "id": "gradients",
             "title": "Gradient norm",
             "axis": "tokens",
-            "lines": [{"arm": i, **line} for i, arm in enumerate(arms) for line in _gradients(arm)],
+            "lines": [{"arm": numbers[arm.name], **line} for arm in arms for line in _gradients(arm)],
         }
     ]
-    for key, title in (("activation_rms", "Activations at the end, RMS"), ("activation_max", "Largest activation")):
-        lines = [{"arm": i, **line} for i, arm in enumerate(arms) for line in _layers(arm, key)]
-        charts.append({"id": key, "title": title, "axis": "layer", "lines": lines})
+    for key, name in (("activation_rms", "Activations at the end, RMS"), ("activation_max", "Largest activation")):
+        lines = [{"arm": numbers[arm.name], **line} for arm in arms for line in _layers(arm, key)]
+        charts.append({"id": key, "title": name, "axis": "layer", "lines": lines})
     for chart in charts:
         values = [value for line in chart["lines"] for value in (*line["low"], *line["high"])]
         chart["log"] = bool(values) and min(values) > 0 and max(values) >= 4 * min(values)
@@ -120,30 +109,36 @@ def _layers(arm: ArmResult, key: str) -> Iterator[dict[str, Any]]:
         yield {"x": [layer for layer, _ in rows], "broken": False, **_spread([row for _, row in rows])}
 
 
-def tuned_keys(result: StudyResult) -> list[str]:
+def tuned_keys(arms: Sequence[ArmResult]) -> list[str]:
     """The settings that were tuned, in the order in which arms name them."""
-    return list(dict.fromkeys(key for arm in result.arms for point in arm.tuning for key in point.values))
+    return list(dict.fromkeys(key for arm in arms for point in arm.tuning for key in point.values))
 
 
-def tuning_chart(arms: Sequence[ArmResult], key: str) -> dict[str, Any]:
-    """For each arm the best bits per byte at each value of `key`, whatever the other tuned values are."""
+def tuning_chart(
+    arms: Sequence[ArmResult], key: str, ceiling: float | None, numbers: Mapping[str, int]
+) -> dict[str, Any]:
+    """For each arm the best score at each value of `key`, whatever the other tuned values are.
+
+    Args:
+        ceiling: scores above it are drawn like divergence; None: none are.
+    """
     tried = [point.values[key] for arm in arms for point in arm.tuning if key in point.values]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried)
     values: list[Any] = sorted(set(tried)) if numeric else list(dict.fromkeys(map(str, tried)))
     lines = []
-    for number, arm in enumerate(arms):
+    for arm in arms:
         best: dict[Any, float | None] = {}
         for point in arm.tuning:
             value = point.values.get(key) if numeric else str(point.values.get(key))
-            scores = [score for score in (best.get(value), point.bits_per_byte) if score is not None]
+            scores = [score for score in (best.get(value), point.score) if score is not None]
             best[value] = min(scores, default=None)
         chosen = next((point.values.get(key) for point in arm.tuning if point.chosen), None)
         lines.append(
             {
-                "arm": number,
+                "arm": numbers[arm.name],
                 "scores": [best.get(value) for value in values],
                 "diverged": [i for i, value in enumerate(values) if value in best and best[value] is None],
-                "beyond": [i for i, value in enumerate(values) if (best.get(value) or 0) > KNOWING_NOTHING],
+                "beyond": [] if ceiling is None else [i for i, v in enumerate(values) if (best.get(v) or 0) > ceiling],
                 "chosen": values.index(chosen if numeric else str(chosen)) if chosen is not None else None,
             }
         )
@@ -162,17 +157,17 @@ def at_edge(arm: ArmResult) -> dict[str, Any]:
     return edges
 
 
-def forest(result: StudyResult) -> dict[str, Any]:
-    """Where the differences lie on one axis, in percent of its width; zero is in the middle.
+def forest(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Where differences in one metric lie on one axis, in percent of its width; zero is in the middle.
 
     One arm far from the others must not squeeze them, nor may an interval of two seeds: what lies beyond
     three times the median difference runs off the axis, without a cap there, or with an arrow for its mark.
     """
-    interest = result.smallest_effect_of_interest
-    sizes = [abs(v.difference) for v in result.verdicts if v.difference is not None]
-    ends = [abs(end) for v in result.verdicts for end in v.interval or ()]
+    interest = max((v.smallest_effect_of_interest for v in verdicts), default=0.0)
+    sizes = [abs(v.difference) for v in verdicts if v.difference is not None]
+    ends = [abs(end) for v in verdicts for end in v.interval or ()]
     widest = max([*sizes, *ends, 2 * interest])
-    reach = 1.12 * min(widest, max(3 * median(sizes or [0.0]), 2 * interest))
+    reach = 1.12 * min(widest, max(3 * median(sizes or [0.0]), 2 * interest)) or 1.0
 
     def share(value: float) -> float:
         return round(50 + 50 * max(-1.0, min(1.0, value / reach)), 2)
@@ -189,7 +184,8 @@ def forest(result: StudyResult) -> dict[str, Any]:
         }
 
     return {
-        "rows": {v.arm: row(v) for v in result.verdicts if v.difference is not None},
+        "rows": {v.arm: row(v) for v in verdicts if v.difference is not None},
+        "interest": interest,
         "band": (share(-interest), share(interest)),
         "tick": _round_number(reach),
         "ticks": (share(-_round_number(reach)), share(_round_number(reach))),

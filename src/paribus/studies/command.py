@@ -1,4 +1,4 @@
-"""`paribus study` and `paribus report`: conduct a study, print its verdict, publish its best arm."""
+"""`paribus study` and `paribus report`: conduct a study, print its verdict, publish the best arm of each level."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from paribus.data.cache import cache_folder
 from paribus.publish import publish_run
 from paribus.training.task import make_task
 
-from .charts import ordered_arms
 from .conduct import Workbench, conduct
 from .executor import LocalExecutor
+from .panels import levels, ordered_arms
 from .progress import StudyProgress
-from .report import verdict_table, write_report
-from .result import StudyResult, from_json
+from .report import tables, write_report
+from .result import PICTURE, ArmResult, StudyResult, from_json
 from .sensitivity import sentence
 from .study import read_study, study_name
 
@@ -47,37 +47,43 @@ def study_command(
         with executor:
             result = conduct(Workbench(name, study, root, cache, executor, progress))
     folder = root / name
-    console.print(verdict_table(result))
+    _print_tables(console, result)
     for verdict in result.verdicts:
         _print_plainly(console, f"{verdict.arm}: {verdict.outcome}. {verdict.reason}")
     _print_sensitivity(console, result)
     _print_plainly(console, f"\nreport    {folder / 'report.html'}\nresult    {folder / 'result.json'}")
     if publish:
-        _publish_best(console, result, folder)
+        for reference, arms in levels(result).items():
+            finished = [(arm.mean, index) for index, arm in enumerate(arms) if arm.mean is not None]
+            if finished:
+                _publish(console, arms[min(finished)[1]], folder)
+            else:
+                _print_plainly(console, f"neither {reference} nor an arm beside it finished, so none is published")
     return result
 
 
-def _publish_best(console: Console, result: StudyResult, folder: Path) -> None:
-    """Publish the arm with the lowest mean, by the run of its first finished seed."""
-    finished = [arm for arm in result.arms if arm.mean is not None]
-    if not finished:
-        console.print("no arm finished, so none is published")
-        return
-    best = min(finished, key=lambda arm: arm.mean or 0.0)
+def _publish(console: Console, best: ArmResult, folder: Path) -> None:
+    """Publish the best arm of a level, by the run of its first finished seed."""
     run = next(seed for seed in best.seeds if seed.status == "finished")
     out = folder / f"{folder.name}-{best.name}"
     with console.status(f"publishing {best.name} and proving that it loads"):
         publish_run(Path(run.run_folder), out)
     _print_plainly(console, f"published {out}")
-    console.print("\n[bold]a sample of its text[/bold]")
-    _print_plainly(console, best.sample)
+    if best.sample and not best.sample.startswith(PICTURE):
+        console.print("\n[bold]a sample of its text[/bold]")
+        _print_plainly(console, best.sample)
+
+
+def _print_tables(console: Console, result: StudyResult) -> None:
+    for table in tables(result):
+        console.print(table)
 
 
 def _print_sensitivity(console: Console, result: StudyResult) -> None:
     """One line an arm: what its tuning says of the learning rate."""
     for arm in ordered_arms(result):
         if arm.sensitivity is not None:
-            _print_plainly(console, f"{arm.name}: {sentence(arm.sensitivity)}")
+            _print_plainly(console, f"{arm.name}: {sentence(arm.sensitivity, arm.tuning_metric)}")
 
 
 def _print_plainly(console: Console, text: str) -> None:
@@ -99,6 +105,6 @@ def report_command(folders: list[Path]) -> None:
             raise ValueError(f"'{folder}' has no readable result.json: {problem.strerror}") from None
         result = from_json(text)
         write_report(result, folder / "report.html")
-        console.print(verdict_table(result))
+        _print_tables(console, result)
         _print_sensitivity(console, result)
         _print_plainly(console, f"report    {folder / 'report.html'}")

@@ -35,11 +35,11 @@ from .result import (
     TuningPoint,
     to_json,
 )
-from .sensitivity import PATH, failure_bound, sensitivity
+from .sensitivity import PATH, failure_bounds, sensitivity
 from .statistics import mean_interval
 from .study import Study, seeded
 from .tuning import best_values, extended
-from .verdicts import judge
+from .verdicts import DocumentCosts, judge
 
 _EXTENSIONS = 3
 """How often a grid may be extended when its best value lies at an edge."""
@@ -73,19 +73,40 @@ class Workbench:
         unique = list({task.folder: task for task in tasks if task.folder not in self.results}.values())
         self.progress.expect(len(unique))
         for task, result in self.executor.results(unique):
+            self._check_measured(result)
             self.results[task.folder] = result
             self.progress.finished(task, _summary(result))
+
+    def score(self, task: Task, split: str) -> float | None:
+        """What decides there; None of a run that diverged."""
+        result = self.results[task.folder]
+        return None if result["scores"] is None else float(result["scores"][split][self.metric(task, split)])
+
+    def metric(self, task: Task, split: str) -> str:
+        """The study's metric where it is measured on `split`, else the task's own.
+
+        A run that diverged measured nothing; what its task measures is then told by another of the same task.
+        """
+        own: str = self.results[task.folder]["metric"]
+        if self.study.metric is None:
+            return own
+        found = (r["scores"] for r in self.results.values() if r["metric"] == own and r["scores"] is not None)
+        measured = split == "test" or any(self.study.metric in scores[split] for scores in found)
+        return self.study.metric if measured else own
+
+    def _check_measured(self, result: Mapping[str, Any]) -> None:
+        """At the first run that ends, not at the last: what decides is measured."""
+        found = {} if result["scores"] is None else result["scores"]["test"]
+        if self.study.metric is not None and found and self.study.metric not in found:
+            raise ValueError(
+                f"study: metric is '{self.study.metric}', which no run judged by {result['metric']} measures on the "
+                f"test split; measured: {', '.join(found)}"
+            )
 
 
 def _summary(result: Mapping[str, Any]) -> str:
     done = outcome(result, "validation")
     return done if result["status"] == "diverged" else f"{done}, {result['seconds']:.0f} s"
-
-
-def _score(result: Mapping[str, Any], split: str) -> float | None:
-    """What decides; None of a run that diverged."""
-    scores = result["scores"]
-    return None if scores is None else float(scores[split][result["metric"]])
 
 
 def conduct(bench: Workbench) -> StudyResult:
@@ -105,25 +126,23 @@ def conduct(bench: Workbench) -> StudyResult:
         for name, run in chosen.items()
     }
     bench.train(list(tasks.values()))
-    baselines = tuple(_baselines(bench, seeded(chosen[study.reference], study.seeds[0], "baseline")))
-    bound = failure_bound(baselines)
-    arms = [_arm_result(bench, name, tuned[name], {s: tasks[name, s] for s in study.seeds}, bound) for name in chosen]
-    bits, sizes = _document_bits(bench, tasks)
+    firsts = {name: seeded(chosen[name], study.seeds[0], "baseline") for name in study.references().values()}
+    baselines = tuple(_baselines(bench, firsts))
+    arms = [
+        _arm_result(bench, name, tuned[name], {s: tasks[name, s] for s in study.seeds}, baselines) for name in chosen
+    ]
     result = StudyResult(
         name=bench.name,
         question=study.question,
-        metric="bits per byte on held-out test documents",
         reference_arm=study.reference,
         within=study.within,
         equal=("parameters", "tokens") if study.equal == "parameters" else (study.equal,),
-        smallest_effect_of_interest=study.smallest_effect_of_interest,
         confidence=study.confidence,
         arms=tuple(arms),
         verdicts=judge(
             arms,
             study.references(),
-            bits,
-            sizes,
+            _documents(bench, tasks),
             smallest_effect_of_interest=study.smallest_effect_of_interest,
             confidence=study.confidence,
         ),
@@ -162,7 +181,8 @@ def _tune_arms(bench: Workbench, equalized: Equalized) -> dict[str, Tuned]:
         bench.train([task for _, task in tasks.values()])
         tried = {name: [] for name in grids}
         for (name, _), (values, task) in tasks.items():
-            tried[name].append(_tuning_point(bench.results[task.folder], values, study.tuning_seed))
+            diverged = bench.results[task.folder]["status"] == "diverged"
+            tried[name].append(TuningPoint(values, bench.score(task, "validation"), study.tuning_seed, False, diverged))
         wider = {name: extended(grids[name], best_values(tried[name])) for name in grids}
         if wider == grids:
             break
@@ -173,7 +193,7 @@ def _tune_arms(bench: Workbench, equalized: Equalized) -> dict[str, Tuned]:
 def _choose(points: list[TuningPoint]) -> Tuned:
     """The best point. Where all diverged, it is the last, to which the grid grew: that the arm diverges is a result."""
     best = best_values(points) or points[-1].values
-    marked = tuple(TuningPoint(p.values, p.bits_per_byte, p.seed, p.values == best, p.diverged) for p in points)
+    marked = tuple(TuningPoint(p.values, p.score, p.seed, p.values == best, p.diverged) for p in points)
     return Tuned(best, marked)
 
 
@@ -192,29 +212,36 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else re.sub(r"[^a-zA-Z0-9_.+-]+", "_", str(value))[:40]
 
 
-def _tuning_point(result: Mapping[str, Any], values: dict[str, Any], seed: int) -> TuningPoint:
-    return TuningPoint(values, _score(result, "validation"), seed, False, result["status"] == "diverged")
-
-
-def _arm_result(bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task], bound: float) -> ArmResult:
-    seeds = tuple(_seed_result(seed, task, bench.results[task.folder]) for seed, task in tasks.items())
-    scores = [seed.bits_per_byte for seed in seeds if seed.bits_per_byte is not None]
+def _arm_result(
+    bench: Workbench, name: str, tuned: Tuned, tasks: Mapping[int, Task], baselines: Sequence[Baseline]
+) -> ArmResult:
+    seeds = tuple(_seed_result(bench, seed, task) for seed, task in tasks.items())
+    scores = [seed.score for seed in seeds if seed.score is not None]
     mean, interval = mean_interval(scores, bench.study.confidence) if scores else (None, None)
     samples = [bench.results[task.folder]["sample"] for task in tasks.values()]
     grid = bench.study.grid(name).get(PATH)
+    first = next(iter(tasks.values()))
+    metric = bench.metric(first, "validation")
+    beside = [line for line in baselines if bench.study.references()[name] in line.references]
     return ArmResult(
         name=name,
+        task=make_task(first.run).config.task["name"],
+        metric=bench.metric(first, "test"),
+        curve_metric=bench.results[first.folder]["metric"],
+        tuning_metric=metric,
+        labels=bench.study.labels()[name],
         settings=bench.study.arms()[name],
         seeds=seeds,
         tuning=tuned.points,
         sample=next((sample for sample in samples if sample), ""),
         mean=mean,
         interval=interval,
-        sensitivity=sensitivity(tuned.points, grid, bound) if grid else None,
+        sensitivity=sensitivity(tuned.points, grid, *failure_bounds(metric, beside)) if grid else None,
     )
 
 
-def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult:
+def _seed_result(bench: Workbench, seed: int, task: Task) -> SeedResult:
+    result = bench.results[task.folder]
     journal = read_journal(task.folder / "journal.jsonl")
     curve = [
         CurvePoint(event["step"], event["tokens"], event["flops"], event["seconds"], event["score"])
@@ -226,7 +253,7 @@ def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult
         run_folder=str(task.folder),
         status=result["status"],
         divergence=result["divergence"],
-        bits_per_byte=_score(result, "test"),
+        score=bench.score(task, "test"),
         parameters=result["parameters"],
         flops_per_token=result["flops_per_token"],
         tokens=result["tokens"],
@@ -238,6 +265,7 @@ def _seed_result(seed: int, task: Task, result: Mapping[str, Any]) -> SeedResult
         curve=tuple(curve),
         optimizer_state_bytes=result.get("optimizer_state_bytes"),
         stability=_stability(result, journal) if "stability" in result else None,
+        scores={} if result["scores"] is None else dict(result["scores"]["test"]),
     )
 
 
@@ -263,24 +291,33 @@ def _stability(result: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _document_bits(
-    bench: Workbench, tasks: Mapping[tuple[str, int], Task]
-) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray]:
-    """By arm and seed, the bits of each test document; and the bytes of each document."""
-    bits: dict[str, dict[int, np.ndarray]] = {}
-    sizes = np.zeros(0)
+def _documents(bench: Workbench, tasks: Mapping[tuple[str, int], Task]) -> dict[str, dict[int, DocumentCosts]]:
+    """By arm and seed, what each test document cost; none where what decides is no mean over them."""
+    found: dict[str, dict[int, DocumentCosts]] = {}
     for (name, seed), task in tasks.items():
-        documents = bench.results[task.folder]["documents"]
-        bits.setdefault(name, {})
-        if documents is not None:
-            bits[name][seed] = np.array([document[1] for document in documents])
-            sizes = np.array([document[2] for document in documents])
-    return bits, sizes
+        result = bench.results[task.folder]
+        if result["documents"] and bench.metric(task, "test") == result["metric"]:
+            costs, weights = (np.array([document[i] for document in result["documents"]]) for i in (1, 2))
+            found.setdefault(name, {})[seed] = DocumentCosts(costs, weights)
+    return found
 
 
-def _baselines(bench: Workbench, run: Run) -> Iterator[Baseline]:
-    """Trivial predictors, made from exactly what the reference arm read with its first seed."""
-    result = read_result(find_run(bench.root, run))
-    assert result is not None, "the reference arm has been trained"
-    for line in make_task(run).baselines(bench.study.baseline_orders, result["total_steps"], bench.cache):
-        yield Baseline(line.name, line.score, line.description)
+def _baselines(bench: Workbench, runs: Mapping[str, Run]) -> Iterator[Baseline]:
+    """Trivial predictors, made from exactly what each reference read with its first seed; once where that is the same.
+
+    Args:
+        runs: by reference, the run with its first seed.
+    """
+    groups: dict[str, list[str]] = {}
+    steps = {}
+    for name, run in runs.items():
+        result = read_result(find_run(bench.root, run))
+        assert result is not None, "the references have been trained"
+        steps[name] = result["total_steps"]
+        config = make_task(run).config
+        read = (config.task, config.image, run.data, run.objective, run.evaluation, steps[name])
+        groups.setdefault(repr(read), []).append(name)
+    for names in groups.values():
+        task = make_task(runs[names[0]])
+        for line in task.baselines(bench.study.baseline_orders, steps[names[0]], bench.cache):
+            yield Baseline(line.name, line.score, line.description, task.metric, tuple(names))

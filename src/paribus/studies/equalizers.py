@@ -36,14 +36,15 @@ def equalize(study: Study) -> Equalized:
     """Match every arm to its reference as ``study.equal`` demands.
 
     Raises:
-        ValueError: an arm that does not fit, whose size cannot be brought within tolerance, or that is the same run as
-            another once all is equal.
+        ValueError: an arm that does not fit, of another task than its reference, whose size cannot be brought within
+            tolerance, or that is the same run as another once all is equal.
     """
     runs, solved = {}, {}
     for name in study.arms():
         with _naming(name):
             runs[name] = study.arm_run(name)
             check_model(runs[name])
+    _refuse_other_tasks(study, runs)
     for name, reference in study.references().items():
         with _naming(name):
             solved[name] = {} if name == reference else _solve(study.equal, runs[name], runs[reference])
@@ -59,6 +60,19 @@ def _naming(arm: str) -> Iterator[None]:
         yield
     except ValueError as problem:
         raise ValueError(f"arm '{arm}': {problem}") from None
+
+
+def _refuse_other_tasks(study: Study, runs: Mapping[str, Run]) -> None:
+    """Scores of two tasks are two kinds of numbers."""
+    labels = study.labels()
+    for name, reference in study.references().items():
+        tasks = [read_model_config(runs[arm].model).task["name"] for arm in (name, reference)]
+        if tasks[0] != tasks[1]:
+            differing = [factor for factor in labels[name] if labels[name][factor] != labels[reference][factor]]
+            raise ValueError(
+                f"arm '{name}': its task is {tasks[0]}, and that of its reference '{reference}' is {tasks[1]}; name "
+                f"the factor that sets the task ({' or '.join(differing)}) in within"
+            )
 
 
 def _solve(equal: Equalizer, run: Run, reference: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ NOTHING = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
-def bits(value: float | None) -> str:
+def score(value: float | None) -> str:
     """``2.1034``"""
     return NOTHING if value is None else f"{value:.4f}".replace("-", "−")
 
@@ -114,7 +114,7 @@ def _scaled(value: float, base: float, prefixes: tuple[str, ...]) -> str:
     return f"{digits} {prefixes[step]}".rstrip()
 
 
-_SIGNED = (bits, signed, half_width, interval, probability)
+_SIGNED = (score, signed, half_width, interval, probability)
 _SCALED = (amount, memory, duration, ratio, percent, number, span, highest)
 FILTERS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (*_SIGNED, *_SCALED, setting, flat)}
 """What the report's template calls them by."""

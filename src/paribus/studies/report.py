@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -13,9 +14,12 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from ..training.files import write_text
+from paribus.evaluation.metrics import METRICS
+from paribus.training.files import write_text
+
 from . import charts, formats
-from .result import ArmResult, StudyResult
+from .panels import Panel, arm_styles, levels, matrix, ordered_arms, panels, title
+from .result import PICTURE, ArmResult, StudyResult, Verdict
 from .statistics import Outcome
 
 FOLDER = Path(__file__).parent
@@ -36,7 +40,7 @@ OUTCOMES: dict[Outcome, dict[str, str]] = {
 def headline(result: StudyResult) -> str:
     """The verdicts as one sentence: "gla is better than attention; tnn and hgrn1 are inconclusive."."""
     parts = []
-    for reference in charts.levels(result):
+    for reference in levels(result):
         for outcome, look in OUTCOMES.items():
             found = [verdict for verdict in result.verdicts if verdict.outcome == outcome]
             names = [verdict.arm for verdict in found if verdict.reference == reference]
@@ -50,44 +54,97 @@ def headline(result: StudyResult) -> str:
 def cautions(result: StudyResult) -> list[str]:
     """What one must know beside the verdicts: confounds, grids too small, arms no better than a baseline."""
     found = [f"Not held equal: {confound}." for confound in result.audit.confounds]
-    for arm in charts.ordered_arms(result):
-        found += [
-            f"{arm.name}: the best {key} ({formats.setting(value)}) is at the edge of what was tried."
-            for key, value in charts.at_edge(arm).items()
-        ]
-        found += [
-            f"{arm.name} does not beat the trivial baseline {line.name} ({formats.bits(line.bits_per_byte)})."
-            for line in result.baselines
-            if arm.mean is not None and arm.mean >= line.bits_per_byte
-        ]
+    for panel in panels(result):
+        for arm in panel.arms:
+            found += [
+                f"{arm.name}: the best {key} ({formats.setting(value)}) is at the edge of what was tried."
+                for key, value in charts.at_edge(arm).items()
+            ]
+            found += [
+                f"{arm.name} does not beat the trivial baseline {line.name} ({formats.score(line.score)})."
+                for line in panel.lines(panel.metric)
+                if arm.mean is not None and arm.mean >= line.score and _reference(result, arm) in line.references
+            ]
     return found
 
 
-def verdict_table(result: StudyResult) -> Table:
-    """The verdicts for a terminal: one line for each arm and each trivial baseline."""
+def _reference(result: StudyResult, arm: ArmResult) -> str:
+    return next((verdict.reference for verdict in result.verdicts if verdict.arm == arm.name), arm.name)
+
+
+def tables(result: StudyResult) -> list[Table]:
+    """For a terminal: what is compared by its conditions, if there are any; the verdicts of each task."""
+    found = [] if (whole := matrix_table(result)) is None else [whole]
+    found += [verdict_table(result, panel) for panel in panels(result)]
+    found[0].title = Text(headline(result))
+    return found
+
+
+def verdict_table(result: StudyResult, panel: Panel) -> Table:
+    """One line for each arm and each trivial baseline."""
     level = formats.percent(result.confidence)
-    table = Table(title=Text(headline(result)), caption=Text(f"{result.metric}; lower is better"))
+    table = Table(caption=Text(f"{panel.task}: {title(panel.metric)} on the test split; lower is better"))
     table.add_column("arm")
     table.add_column("verdict")
-    for title in ("bits per byte", f"difference ({level})", "p (Holm)", "seeds"):
-        table.add_column(title, justify="right")
+    for name in (title(panel.metric), f"difference ({level})", "p (Holm)", "seeds"):
+        table.add_column(name, justify="right")
     verdicts = {verdict.arm: verdict for verdict in result.verdicts}
-    for arm in charts.ordered_arms(result):
-        score = f"{formats.bits(arm.mean)} {formats.half_width(arm.interval)}".strip()
+    for arm in panel.arms:
+        score = f"{formats.score(arm.mean)} {formats.half_width(arm.interval)}".strip()
         verdict = verdicts.get(arm.name)
         if verdict is None:
             table.add_section()
             table.add_row(Text(arm.name), "reference", score, "", "", str(_finished(arm)))
             continue
-        look = OUTCOMES[verdict.outcome]
         difference = f"{formats.signed(verdict.difference)} {formats.half_width(verdict.interval)}".strip()
         p_value = formats.probability(verdict.adjusted_p_value)
-        outcome = Text(f"{look['symbol']} {verdict.outcome}", look["style"])
-        table.add_row(Text(arm.name), outcome, score, difference, p_value, str(verdict.seeds))
+        table.add_row(Text(arm.name), _outcome(verdict), score, difference, p_value, str(verdict.seeds))
     table.add_section()
-    for line in result.baselines:
-        table.add_row(Text(line.name), "baseline", formats.bits(line.bits_per_byte), "", "", "", style="dim")
+    for line in panel.lines(panel.metric):
+        table.add_row(Text(panel.label(line)), "baseline", formats.score(line.score), "", "", "", style="dim")
     return table
+
+
+def _outcome(verdict: Verdict) -> Text:
+    look = OUTCOMES[verdict.outcome]
+    return Text(f"{look['symbol']} {verdict.outcome}", look["style"])
+
+
+def matrix_table(result: StudyResult) -> Table | None:
+    """Rows of what is compared, columns of the conditions; None without conditions."""
+    found = matrix(result)
+    if found is None:
+        return None
+    table = Table(caption=Text("each beside the reference of its column; means over seeds, lower is better"))
+    table.add_column("")
+    for column in found.columns:
+        table.add_column(Text(f"{column}\n{found.metrics[column]}"), justify="right")
+    for row in found.rows:
+        table.add_row(Text(row), *[_cell(found.cells.get((row, column))) for column in found.columns])
+        table.add_section()
+    return table
+
+
+def _cell(found: tuple[ArmResult, Verdict | None] | None) -> Text:
+    if found is None:
+        return Text(formats.NOTHING)
+    arm, verdict = found
+    score = f"{formats.score(arm.mean)} {formats.half_width(arm.interval)}".strip()
+    outcome = Text("reference", "dim") if verdict is None else _outcome(verdict)
+    costs = _costs(arm)
+    speed = f"{formats.amount(costs['tokens_per_second'])} tokens/s, {formats.memory(costs['peak_memory_bytes'])}"
+    return Text("\n").join([Text(score), outcome, Text(speed, "dim")])
+
+
+def _costs(arm: ArmResult) -> dict[str, float | None]:
+    """Speed, memory and size over the finished runs of an arm, or over all where none finished."""
+    runs = [run for run in arm.seeds if run.status == "finished"] or list(arm.seeds)
+    peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+    return {
+        "tokens_per_second": fmean(run.tokens_per_second for run in runs),
+        "peak_memory_bytes": max(peaks, default=None),
+        "parameters": runs[0].parameters,
+    }
 
 
 def _finished(arm: ArmResult) -> int:
@@ -104,22 +161,28 @@ def render_report(result: StudyResult) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= formats.FILTERS
+    environment.filters |= formats.FILTERS | {"metric_title": title}
     scripts = [_asset("uplot/uPlot.iife.min.js"), _asset("report.js")]
     measured = [run.stability for arm in result.arms for run in arm.seeds if run.stability is not None]
     roles = list(dict.fromkeys(role for stability in measured for role in stability.update_ratios))
+    shown = panels(result)
     context: dict[str, Any] = {
         "result": result,
         "headline": headline(result),
         "cautions": cautions(result),
-        "arms": charts.ordered_arms(result),
-        "levels": charts.levels(result),
+        "arms": ordered_arms(result),
+        "levels": levels(result),
+        "panels": shown,
+        "matrix": matrix(result),
+        "costs": {arm.name: _costs(arm) for arm in result.arms},
         "verdicts": {verdict.arm: verdict for verdict in result.verdicts},
-        "styles": charts.arm_styles(result),
-        "forest": charts.forest(result),
+        "styles": arm_styles(result),
+        "forests": [charts.forest([v for v in result.verdicts if v.reference in panel.levels]) for panel in shown],
         "charts": charts.chart_data(result),
         "outcomes": OUTCOMES,
         "roles": roles,
+        "picture": PICTURE,
+        "metrics": METRICS,
         "updates": {arm.name: _update_ratios(arm, roles) for arm in result.arms},
         "edges": {arm.name: charts.at_edge(arm) for arm in result.arms},
         "lengths": list(dict.fromkeys(n for arm in result.arms for run in arm.seeds for n in run.state_bytes)),

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from ..nn.settings import read_settings
+from paribus.evaluation.metrics import METRICS
+from paribus.nn.settings import nearest, read_settings
+
 from .statistics import Interval, Outcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PICTURE = "data:image/png;base64,"
+"""How a sample begins that is a picture and no text."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a run had consumed, and how well it did on validation text, after `step` steps."""
+    """What a run had consumed, and its score on the validation split, after `step` steps."""
 
     step: int
     tokens: int
     flops: float
     seconds: float
-    bits_per_byte: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,17 @@ class SeedResult:
 
     Attributes:
         divergence: what happened where the status is diverged, such as "loss was NaN at step 120".
-        bits_per_byte: on the test documents; None for a run that diverged.
+        score: the arm's metric on the test split; None for a run that diverged.
         state_bytes: what one sequence has to remember while generating, by its length in tokens.
         optimizer_state_bytes: what the optimizer remembers; None, as stability, in results older than the measurement.
+        scores: everything that was measured on the test split, by metric.
     """
 
     seed: int
     run_folder: str
     status: Literal["finished", "diverged"]
     divergence: str | None
-    bits_per_byte: float | None
+    score: float | None
     parameters: int
     flops_per_token: float
     tokens: int
@@ -85,14 +90,15 @@ class SeedResult:
     curve: tuple[CurvePoint, ...]
     optimizer_state_bytes: int | None = None
     stability: Stability | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TuningPoint:
-    """One tried combination of the tuned values, measured with the tuning seed on the tuning split."""
+    """One tried combination of the tuned values, measured with the tuning seed on the validation split."""
 
     values: dict[str, Any]
-    bits_per_byte: float | None
+    score: float | None
     seed: int
     chosen: bool
     diverged: bool
@@ -104,11 +110,12 @@ class Sensitivity:
 
     Attributes:
         best: None where every tried run diverged.
-        excess: bits per byte that a value of the grid costs on average beside the best.
+        excess: what a value of the grid costs on average beside the best, in the arm's tuning metric.
         grid: the values of the study, before any was added.
         threshold: the smallest value above the best at which a run diverged or ended above `bound`; None: none did.
         largest: of all that were tried.
-        bound: bits per byte of what counts as having learnt nothing.
+        bound: above it training has failed; None where nothing says what that would be.
+        ceiling: what a run that diverged or did worse counts as; None: as the worst that finished.
     """
 
     best: float | None
@@ -116,7 +123,8 @@ class Sensitivity:
     grid: tuple[float, ...]
     threshold: float | None
     largest: float
-    bound: float
+    bound: float | None
+    ceiling: float | None
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,27 @@ class ArmResult:
     """One arm: what varies in it, its runs, how it was tuned and what it writes.
 
     Attributes:
+        task: the name of its model's task.
+        metric: what decides between the arm and its reference, one of `paribus.evaluation.metrics.METRICS`.
+        curve_metric: what its learning curves show on the validation split: the task's own.
+        tuning_metric: what its tuned values were chosen by.
+        labels: its level of each factor.
         settings: the leaves in which the arm differs from the others, before anything was solved.
-        mean: bits per byte over the finished seeds; None where none finished.
+        sample: text, or a picture as a data: URI that begins with `PICTURE`; "" where there is none.
+        mean: of the metric, over the finished seeds; None where none finished.
         interval: t interval of the mean.
         sensitivity: None where the learning rate was not tuned.
+
+    Raises:
+        ValueError: a metric that is not known.
     """
 
     name: str
+    task: str
+    metric: str
+    curve_metric: str
+    tuning_metric: str
+    labels: dict[str, str]
     settings: dict[str, Any]
     seeds: tuple[SeedResult, ...]
     tuning: tuple[TuningPoint, ...]
@@ -139,6 +161,11 @@ class ArmResult:
     interval: Interval | None
     sensitivity: Sensitivity | None = None
 
+    def __post_init__(self) -> None:
+        for metric in (self.metric, self.curve_metric, self.tuning_metric):
+            if metric not in METRICS:
+                raise ValueError(f"arm '{self.name}': unknown metric '{metric}'; {nearest(metric, METRICS)}")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -146,8 +173,10 @@ class Verdict:
 
     Attributes:
         interval: t interval over seeds of the mean difference.
-        bootstrap_interval: of the difference when the evaluation documents are drawn again.
+        bootstrap_interval: of the difference when the test documents or images are drawn again; None where the metric
+            is no mean over them.
         seeds: how many seeds the two arms both finished.
+        smallest_effect_of_interest: differences within plus or minus this count as none.
     """
 
     arm: str
@@ -161,15 +190,23 @@ class Verdict:
     smallest_detectable_effect: float | None
     bootstrap_interval: Interval | None
     seeds: int
+    smallest_effect_of_interest: float
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A trivial predictor on the same test documents."""
+    """A trivial predictor on the same test split.
+
+    Attributes:
+        metric: what its score is.
+        references: the references beside which, and beside whose arms, it stands.
+    """
 
     name: str
-    bits_per_byte: float
+    score: float
     description: str
+    metric: str
+    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -208,19 +245,15 @@ class StudyResult:
     """A finished study.
 
     Attributes:
-        metric: what the numbers are, such as "bits per byte on held-out documents".
         reference_arm: what arms are compared with, at the arm's own levels of the factors `within`.
         equal: what the arms were matched in, such as ("parameters", "tokens").
-        smallest_effect_of_interest: differences within plus or minus this count as none.
         created: ISO 8601 time.
     """
 
     name: str
     question: str
-    metric: str
     reference_arm: str
     equal: tuple[str, ...]
-    smallest_effect_of_interest: float
     confidence: float
     arms: tuple[ArmResult, ...]
     verdicts: tuple[Verdict, ...]
@@ -232,10 +265,6 @@ class StudyResult:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(
-                f"study '{self.name}' has schema version {self.schema_version}; {SCHEMA_VERSION} is needed"
-            )
         names = [arm.name for arm in self.arms]
         if self.reference_arm not in names:
             raise ValueError(f"study '{self.name}': reference arm '{self.reference_arm}' is none of {names}")
@@ -254,12 +283,18 @@ def from_json(text: str) -> StudyResult:
     """Read what `to_json` wrote.
 
     Raises:
-        ValueError: no JSON (a file cut short, for example), NaN, an unknown or missing key, a wrong type.
+        ValueError: no JSON (a file cut short, for example), NaN, another version of the schema, an unknown or missing
+            key, a wrong type.
     """
     try:
         settings = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as problem:
         raise ValueError(f"study result: not JSON: {problem}") from problem
+    version = settings.get("schema_version") if isinstance(settings, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"study result: schema version is {version}; {SCHEMA_VERSION} is needed, which a new study writes"
+        )
     return read_settings(StudyResult, settings, "study result")
 
 

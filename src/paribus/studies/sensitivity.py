@@ -1,61 +1,80 @@
 """How an arm answers to the learning rate: the best one, what a wrong one costs, and where training breaks.
 
-    sensitivity = mean over the grid of min(L(lr), 8)  -  min over all tried of min(L(lr), 8)
+    sensitivity = mean over the grid of min(L(lr), c)  -  min over all tried of min(L(lr), c)
 
-is the measure of Wortsman et al. 2023 (arXiv:2309.14322) on a grid and in bits per byte: their bound, the
-loss at initialisation, is 8 bits here, which is knowing nothing of a byte. A run that diverged counts as 8.
+is the measure of Wortsman et al. 2023 (arXiv:2309.14322) on a grid and in the metric that tuned the arm. Their bound is
+the loss at initialisation; c is what knowing nothing gives in the metric (8 bits of a byte, all images wrong), or else
+the weakest trivial baseline. A run that diverged counts as c.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paribus.evaluation.metrics import METRICS
+
 from .result import Baseline, Sensitivity, TuningPoint
 
 PATH = "optimizer.lr"
-KNOWING_NOTHING = 8.0
-"""Bits per byte of a uniform guess."""
 
 
-def failure_bound(baselines: Sequence[Baseline]) -> float:
-    """Bits per byte above which training has failed: the weakest trivial baseline's, or a uniform guess's."""
-    return min(KNOWING_NOTHING, max((line.bits_per_byte for line in baselines), default=KNOWING_NOTHING))
+def failure_bounds(metric: str, baselines: Sequence[Baseline]) -> tuple[float | None, float | None]:
+    """Where training has failed, and what failure counts as, in `metric`; None where nothing tells.
+
+    The first is the weakest of the trivial baselines that are of the metric, the second what knowing nothing gives;
+    each stands in for the other where that is not known, and the first is never the higher.
+    """
+    weakest = max((line.score for line in baselines if line.metric == metric), default=None)
+    ceiling = METRICS[metric].knowing_nothing
+    if weakest is None or ceiling is None:
+        known = ceiling if weakest is None else weakest
+        return known, known
+    return min(ceiling, weakest), ceiling
 
 
-def sensitivity(points: Sequence[TuningPoint], grid: Sequence[float], bound: float) -> Sensitivity:
+def sensitivity(
+    points: Sequence[TuningPoint], grid: Sequence[float], bound: float | None, ceiling: float | None
+) -> Sensitivity:
     """The numbers of one arm; at each learning rate the best of the other tuned values counts.
 
     Args:
         points: all that was tried.
         grid: the learning rates to begin with; values added at an edge do not enter the mean, as arms differ there.
-        bound: what `failure_bound` says.
+        bound: the first number of `failure_bounds`.
+        ceiling: the second.
     """
     scores: dict[float, float | None] = {}
     for point in points:
-        known = [score for score in (scores.get(point.values[PATH]), point.bits_per_byte) if score is not None]
+        known = [score for score in (scores.get(point.values[PATH]), point.score) if score is not None]
         scores[point.values[PATH]] = min(known, default=None)
     finished = {lr: score for lr, score in scores.items() if score is not None}
     best = min(finished, key=lambda lr: finished[lr], default=None)
-    failed = [lr for lr, score in scores.items() if (best is None or lr > best) and (score is None or score > bound)]
+    failed = [lr for lr, score in scores.items() if (best is None or lr > best) and _failed(score, bound)]
+    excess = None
+    if best is not None:
+        top = max(finished.values()) if ceiling is None else ceiling
+        counted = [top if score is None else min(score, top) for score in (scores[lr] for lr in grid)]
+        excess = sum(counted) / len(counted) - min(finished[best], top)
     return Sensitivity(
         best=best,
-        excess=None if best is None else _mean_excess([scores[lr] for lr in grid], finished[best]),
+        excess=excess,
         grid=tuple(grid),
         threshold=min(failed, default=None),
         largest=max(scores),
         bound=bound,
+        ceiling=ceiling,
     )
 
 
-def _mean_excess(scores: Sequence[float | None], best: float) -> float:
-    counted = [KNOWING_NOTHING if score is None else min(score, KNOWING_NOTHING) for score in scores]
-    return sum(counted) / len(counted) - min(best, KNOWING_NOTHING)
+def _failed(score: float | None, bound: float | None) -> bool:
+    return score is None or (bound is not None and score > bound)
 
 
-def sentence(found: Sensitivity) -> str:
+def sentence(found: Sensitivity, metric: str) -> str:
     """``best optimizer.lr 0.003, sensitivity 0.2100 bits per byte over 0.001 to 0.009, breaks at 0.03``"""
     best = "no tried value ended" if found.best is None else f"best {PATH} {found.best:g}"
-    excess = "" if found.excess is None else f", sensitivity {found.excess:.4f} bits per byte over {_span(found.grid)}"
+    title = METRICS[metric].title
+    excess = "" if found.excess is None else f", sensitivity {found.excess:.4f} {title} over {_span(found.grid)}"
     return f"{best}{excess}, {broken(found)}"
 
 

@@ -126,36 +126,36 @@ def smallest_detectable_effect(deviation: float, seeds: int, alpha: float = 0.05
 
 
 def bootstrap_over_documents(
-    bits_a: ArrayLike,
-    bits_b: ArrayLike,
-    num_bytes: ArrayLike,
+    costs_a: ArrayLike,
+    costs_b: ArrayLike,
+    weights: ArrayLike,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of the difference (b minus a) in bits per byte when documents are drawn again.
+    """Percentile interval of the difference (b minus a) in cost by weight when documents (or images) are drawn again.
 
     A resample draws as many documents as there are, with replacement, the same ones for both models, and its
-    difference is ``(Σ bits_b - Σ bits_a) / Σ bytes`` (Efron & Tibshirani 1993, "An introduction to the
+    difference is ``(Σ costs_b - Σ costs_a) / Σ weights`` (Efron & Tibshirani 1993, "An introduction to the
     bootstrap", chapter 13).
 
     Args:
-        bits_a: [documents] total bits that the first model spends on each document.
-        bits_b: [documents] the same for the second model.
-        num_bytes: [documents] length of each document in bytes.
+        costs_a: [documents] what the first model pays for each document, such as bits.
+        costs_b: [documents] the same for the second model.
+        weights: [documents] what each document counts, such as its bytes.
 
     Returns:
         None for a single document, which says nothing of the spread between documents.
 
     Raises:
-        ValueError: lengths that differ, no document, or a document without bytes.
+        ValueError: lengths that differ, no document, or a document without weight.
     """
     _check_confidence(confidence)
-    a, b, size = (_finite(x, "evaluation documents") for x in (bits_a, bits_b, num_bytes))
+    a, b, size = (_finite(x, "evaluation documents") for x in (costs_a, costs_b, weights))
     if not len(a) == len(b) == len(size):
-        raise ValueError(f"bits and bytes are of {len(a)}, {len(b)} and {len(size)} documents; they must agree")
+        raise ValueError(f"costs and weights are of {len(a)}, {len(b)} and {len(size)} documents; they must agree")
     if size.min() <= 0:
-        raise ValueError(f"an evaluation document has {size.min():g} bytes; at least 1 is needed")
+        raise ValueError(f"an evaluation document weighs {size.min():g}; more than 0 is needed")
     if len(size) == 1:
         return None
     draws = np.random.default_rng(seed)

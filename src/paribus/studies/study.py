@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from paribus.evaluation.metrics import METRICS
 from paribus.nn.settings import nearest
 from paribus.training.run import Budget, Run, with_values
 
@@ -16,9 +17,9 @@ _FIXED = {
     "name": "a study names its runs",
     "seed": "the study's seeds are every arm's",
     "data.seed": "the study's seeds are every arm's",
-    "data.corpora": "arms would be measured on different documents",
-    "evaluation": "arms would be measured on different documents",
 }
+_DOCUMENTS = ("data.corpora", "data.images", "evaluation")
+"""What decides on which documents or images an arm is measured."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Study:
     """The arm that the others are compared with."""
     within: tuple[str, ...] = ()
     """Factors whose levels are not compared with each other: an arm's reference, to which it is also made equal, is the
-    one at the arm's own levels of these. With depth in it, deep models are compared with the deep reference."""
+    one at the arm's own levels of these. With depth in it, deep models are compared with the deep reference; with tasks
+    in it, each task is judged by its own metric, on its own data."""
     equal: Equalizer = "parameters"
     """parameters: channel mixers are resized until totals agree within 0.5 %, and all arms read the same tokens.
     flops: steps are solved so that all arms spend what the reference spends. tokens: nothing is solved.
@@ -61,9 +63,11 @@ class Study:
     """Each seed decides the initial weights and the order of the data; arms are paired by seed."""
     tuning_seed: int = 1000
     baseline_orders: tuple[int, ...] = (1, 3, 5)
-    """Byte n-gram baselines, counted on the bytes that the arms read."""
-    smallest_effect_of_interest: float = 0.01
-    """Bits per byte; differences surely within plus or minus this count as none."""
+    """Byte n-gram baselines, counted on the bytes that the arms read, where the task reads text."""
+    metric: str | None = None
+    """What decides: a metric that the tasks of all arms measure on the test split; None is each task's own."""
+    smallest_effect_of_interest: float | None = None
+    """Differences surely within plus or minus this count as none; None is what the metric says."""
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class Study:
             )
         if not all(1 <= order <= 8 for order in self.baseline_orders):
             raise ValueError(f"study: baseline_orders are {list(self.baseline_orders)}; 1 to 8 are allowed")
+        if self.metric is not None and self.metric not in METRICS:
+            raise ValueError(f"study: unknown metric '{self.metric}'; {nearest(self.metric, METRICS)}")
 
     def _check_arms(self) -> None:
         names = ["+".join(labels) for labels in itertools.product(*self.vary.values())] if self.vary else []
@@ -109,6 +115,12 @@ class Study:
             reason = next((why for prefix, why in _FIXED.items() if _within(path, prefix)), None)
             if reason:
                 raise ValueError(f"study: '{path}' cannot vary between arms; {reason}")
+        for path in self.compared_paths():
+            if any(_within(path, name) or _within(name, path) for name in _DOCUMENTS):
+                raise ValueError(
+                    f"study: '{path}' varies, so that arms would be measured on different documents; "
+                    "name its factor in within, whose levels are not compared"
+                )
         for name, labels in self.labels().items():
             paths = [path for factor, label in labels.items() for path in _leaves(factor, self.vary[factor][label])]
             for index, path in enumerate(paths):
@@ -162,6 +174,12 @@ class Study:
     def varied_paths(self) -> list[str]:
         """The dotted paths that the arms set."""
         return list(dict.fromkeys(path for values in self.arms().values() for path in values))
+
+    def compared_paths(self) -> list[str]:
+        """Those in which an arm may differ from its own reference: set by a factor outside `within`, or tuned."""
+        factors = [name for name, labels in self.vary.items() if name not in self.within and len(labels) > 1]
+        paths = [path for name in factors for level in self.vary[name].values() for path in _leaves(name, level)]
+        return list(dict.fromkeys((*paths, *self.tune)))
 
     def grid(self, arm: str) -> dict[str, list[Any]]:
         """Dotted path -> values tried in `arm` to begin with."""

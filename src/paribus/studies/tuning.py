@@ -9,9 +9,9 @@ from .result import TuningPoint
 
 
 def best_values(points: Sequence[TuningPoint]) -> dict[str, Any] | None:
-    """The values with the fewest bits per byte; None when every point diverged."""
-    finished = [point for point in points if point.bits_per_byte is not None]
-    return min(finished, key=lambda point: point.bits_per_byte or 0.0).values if finished else None
+    """The values with the lowest score; None when every point diverged."""
+    finished = [(point.score, index) for index, point in enumerate(points) if point.score is not None]
+    return points[min(finished)[1]].values if finished else None
 
 
 def extended(grid: Mapping[str, list[Any]], best: Mapping[str, Any] | None) -> dict[str, list[Any]]:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from paribus.evaluation.metrics import METRICS
 
 from . import statistics
 from .result import ArmResult, Verdict
 from .statistics import Decision, Interval
 
-DocumentBits = Mapping[str, Mapping[int, np.ndarray]]
+
+@dataclass(frozen=True)
+class DocumentCosts:
+    """What a run's score is made of: Σ costs / Σ weights over the test documents or images, [N] both."""
+
+    costs: np.ndarray
+    weights: np.ndarray
+
+
+Documents = Mapping[str, Mapping[int, DocumentCosts]]
+"""By arm and finished seed; an arm without any has a metric that is no mean over documents."""
 
 
 def judge(
     arms: Sequence[ArmResult],
     references: Mapping[str, str],
-    document_bits: DocumentBits,
-    document_bytes: np.ndarray,
+    documents: Documents,
     *,
-    smallest_effect_of_interest: float = 0.01,
+    smallest_effect_of_interest: float | None = None,
     confidence: float = 0.95,
 ) -> tuple[Verdict, ...]:
     """Compare every arm with its reference: t test over seeds, Holm over arms, bootstrap over documents.
 
     Args:
         references: by arm, the arm that it is compared with; a reference is its own, and gets no verdict.
-        document_bits: by arm and finished seed, the bits spent on each test document: [documents].
-        document_bytes: [documents] bytes of each test document, in the same order.
+        documents: of the same test documents in the same order wherever arms share a reference.
+        smallest_effect_of_interest: None: that of each arm's metric.
     """
     by_name = {arm.name: arm for arm in arms}
     others = [arm for arm in arms if references[arm.name] != arm.name]
@@ -41,8 +53,9 @@ def judge(
     for arm in others:
         reference = by_name[references[arm.name]]
         pair, adjusted_p = pairs[arm.name], adjusted.get(arm.name)
-        found = _divergence(arm, reference)
-        found = found or statistics.verdict(pair, adjusted_p, smallest_effect_of_interest)
+        interest = smallest_effect_of_interest
+        interest = METRICS[arm.metric].smallest_effect_of_interest if interest is None else interest
+        found = _divergence(arm, reference) or statistics.verdict(pair, adjusted_p, interest)
         common = sorted(scores[reference.name].keys() & scores[arm.name].keys())
         verdicts.append(
             Verdict(
@@ -55,32 +68,31 @@ def judge(
                 p_value=pair.p_value,
                 adjusted_p_value=adjusted_p,
                 smallest_detectable_effect=pair.smallest_detectable_effect,
-                bootstrap_interval=_bootstrap(
-                    document_bits, (reference.name, arm.name), common, document_bytes, confidence
-                ),
+                bootstrap_interval=_bootstrap(documents, reference.name, arm.name, common, confidence),
                 seeds=pair.seeds,
+                smallest_effect_of_interest=interest,
             )
         )
     return tuple(verdicts)
 
 
 def finished_seeds(arm: ArmResult) -> dict[int, float]:
-    """Bits per byte by seed, of the runs that finished."""
-    return {run.seed: run.bits_per_byte for run in arm.seeds if run.bits_per_byte is not None}
+    """Scores by seed, of the runs that finished."""
+    return {run.seed: run.score for run in arm.seeds if run.score is not None}
 
 
 def _bootstrap(
-    document_bits: DocumentBits,
-    names: tuple[str, str],
-    seeds: list[int],
-    document_bytes: np.ndarray,
-    confidence: float,
+    documents: Documents, reference: str, other: str, seeds: list[int], confidence: float
 ) -> Interval | None:
-    """Interval over documents of two arms' difference; a document's bits are the mean over the seeds."""
-    if not seeds:
+    """Interval over documents of two arms' difference; what a document costs and weighs are means over the seeds."""
+    pairs = [(documents.get(reference, {}).get(seed), documents.get(other, {}).get(seed)) for seed in seeds]
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if not known or len(known) < len(pairs):
         return None
-    before, after = (np.mean([document_bits[name][seed] for seed in seeds], axis=0) for name in names)
-    return statistics.bootstrap_over_documents(before, after, document_bytes, confidence)
+    before, after = (np.mean([pair[side].costs for pair in known], axis=0) for side in (0, 1))
+    weights = np.mean([pair[0].weights for pair in known], axis=0)
+    counted = weights > 0  # a document in which nothing is asked for says nothing
+    return statistics.bootstrap_over_documents(before[counted], after[counted], weights[counted], confidence)
 
 
 def _divergence(arm: ArmResult, reference: ArmResult) -> Decision | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from paribus.studies.result import (
 )
 from paribus.studies.sensitivity import sensitivity
 from paribus.studies.statistics import mean_interval
-from paribus.studies.verdicts import judge
+from paribus.studies.verdicts import DocumentCosts, judge
 
 HOSTILE = "γραμμικό <script>alert('é')</script>"
 """The name of an arm: markup and letters beyond ASCII."""
@@ -46,7 +47,7 @@ def run(arm: str, seed: int, end: float, speed: float, diverged_at: int | None =
         run_folder=f"runs/example/{arm[:4]}-seed{seed}-0a1b2c3d",
         status="finished" if diverged_at is None else "diverged",
         divergence=None if diverged_at is None else f"loss was NaN at step {diverged_at}",
-        bits_per_byte=None if diverged_at is not None else end,
+        score=None if diverged_at is not None else end,
         parameters=312_345 + len(arm),
         flops_per_token=2.1e6,
         tokens=last.tokens,
@@ -58,6 +59,7 @@ def run(arm: str, seed: int, end: float, speed: float, diverged_at: int | None =
         curve=tuple(curve),
         optimizer_state_bytes=optimizer_state,
         stability=None if arm == "mlp_mixer" else stability(arm, last.step, draws, diverged_at),
+        scores={} if diverged_at is not None else {"bits_per_byte": end},
     )
 
 
@@ -90,7 +92,7 @@ def tuning(best: float, best_rate: float, diverged: bool) -> tuple[TuningPoint, 
     return tuple(
         TuningPoint(
             values={"optimizer.lr": rate},
-            bits_per_byte=None if diverged and rate == 1e-2 else score,
+            score=None if diverged and rate == 1e-2 else score,
             seed=1000,
             chosen=score == min(scores),
             diverged=diverged and rate == 1e-2,
@@ -101,18 +103,23 @@ def tuning(best: float, best_rate: float, diverged: bool) -> tuple[TuningPoint, 
 
 def arm(name: str, runs: tuple[SeedResult, ...], best_rate: float, diverged: bool = False) -> ArmResult:
     """An arm with its tuning and a sample."""
-    scores = [run.bits_per_byte for run in runs if run.bits_per_byte is not None]
+    scores = [run.score for run in runs if run.score is not None]
     mean, interval = mean_interval(scores) if scores else (None, None)
     points = tuning((mean or 2.2) + 0.05, best_rate, diverged)
     return ArmResult(
         name=name,
+        task="causal_lm",
+        metric="bits_per_byte",
+        curve_metric="bits_per_byte",
+        tuning_metric="bits_per_byte",
+        labels={"model.blocks.main.mixer": name},
         settings={"model.blocks.main.mixer.name": name},
         seeds=runs,
         tuning=points,
         sample=f'def forward(self, x):\n    """{name}</script>"""\n    return x + 1 & 2  # ünïcödé ∑',
         mean=mean,
         interval=interval,
-        sensitivity=sensitivity(points, LEARNING_RATES, 4.902),
+        sensitivity=sensitivity(points, LEARNING_RATES, 4.902, 8.0),
     )
 
 
@@ -128,6 +135,11 @@ def arms() -> tuple[ArmResult, ...]:
         arm("mlp_mixer", (run("mlp_mixer", 0, 2.39, 16500.0),), 1e-3),
         arm("tnn", tuple(run("tnn", i, end, 6200.0) for i, end in enumerate((2.232, 2.251, 2.229))), 3e-3),
     )
+
+
+def baseline(name: str, score: float, description: str = "") -> Baseline:
+    """A trivial predictor beside attention."""
+    return Baseline(name, score, description, "bits_per_byte", ("attention",))
 
 
 def audit(names: list[str]) -> Audit:
@@ -159,27 +171,25 @@ def example_study() -> StudyResult:
     made = arms()
     document_bytes = np.random.default_rng(0).integers(200, 9000, size=150)
     noise = np.random.default_rng(1)
-    bits = {
+    documents = {
         a.name: {
-            r.seed: document_bytes * (r.bits_per_byte + noise.normal(0, 0.1, size=150))
+            r.seed: DocumentCosts(document_bytes * (r.score + noise.normal(0, 0.1, size=150)), document_bytes)
             for r in a.seeds
-            if r.bits_per_byte is not None
+            if r.score is not None
         }
         for a in made
     }
     return StudyResult(
         name="0000_example",
         question="Which token mixer learns most from the same ten million bytes?",
-        metric="bits per byte on held-out documents",
         reference_arm="attention",
         equal=("parameters", "tokens"),
-        smallest_effect_of_interest=0.01,
         confidence=0.95,
         arms=made,
-        verdicts=judge(made, {a.name: "attention" for a in made}, bits, document_bytes),
+        verdicts=judge(made, {a.name: "attention" for a in made}, documents),
         baselines=(
-            Baseline("byte 5-gram", 2.871, "interpolated Kneser-Ney counts of the training bytes"),
-            Baseline("byte frequencies", 4.902, "each byte by how often it occurs"),
+            baseline("byte 5-gram", 2.871, "interpolated Kneser-Ney counts of the training bytes"),
+            baseline("byte frequencies", 4.902, "each byte by how often it occurs"),
         ),
         audit=audit([a.name for a in made]),
         environment={
@@ -187,4 +197,44 @@ def example_study() -> StudyResult:
             "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
         },
         created="2000-01-01T12:00:00+00:00",
+    )
+
+
+DIGITS = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAYAAAAGCAAAAADFp7CUAAAAM0lEQVR4nGNgYGBgYGBgZFBVVVVVZWFQ9fLy8mJgyL/nu0eb"
+    "gWGKxp6AJwwMO4u0n8wFAIOIChCcJ3INAAAAAElFTkSuQmCC"
+)
+"""A picture of six by six pixels."""
+
+
+def example_tasks() -> StudyResult:
+    """Two mixers under two tasks, which differ in their metric; gla diverged in the second, and only there."""
+    of_text, of_images = ("attention", "gla"), ("attention+digits", "gla+digits")
+    made: list[ArmResult] = []
+    for name in of_text:
+        given = {a.name: a for a in arms()}[name]
+        runs = tuple(replace(run, scores={**run.scores, "cross_entropy": 1.4}) for run in given.seeds)
+        made.append(replace(given, name=f"{name}+text", seeds=runs, labels={"mixer": name, "task": "text"}))
+    for name in of_images:
+        broken = 260 if name.startswith("gla") else None
+        runs = tuple(run(name, i, end, 5200.0, broken if i == 1 else None) for i, end in enumerate((0.05, 0.06, 0.058)))
+        runs = tuple(replace(r, scores={} if r.score is None else {"error_rate": r.score}) for r in runs)
+        given = replace(arm(name, runs, 1e-3), sample=DIGITS, labels={"mixer": name.split("+")[0], "task": "digits"})
+        found = sensitivity(given.tuning, LEARNING_RATES, 0.9, 1.0)
+        metrics = dict.fromkeys(("metric", "curve_metric", "tuning_metric"), "error_rate")
+        made.append(replace(given, task="image_classification", sensitivity=found, **metrics))
+    names = [a.name for a in made]
+    references = {name: f"attention+{name.split('+')[1]}" for name in names}
+    study = example_study()
+    frequency = Baseline("most frequent class", 0.9, "of the training images", "error_rate", ("attention+digits",))
+    return replace(
+        study,
+        name="0000_tasks",
+        question="Which mixer suits which task?",
+        reference_arm="attention+text",
+        within=("task",),
+        arms=tuple(made),
+        verdicts=judge(made, references, {}),
+        baselines=(*(replace(line, references=("attention+text",)) for line in study.baselines), frequency),
+        audit=audit(names),
     )

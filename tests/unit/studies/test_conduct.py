@@ -138,12 +138,14 @@ def test_differing_surroundings_are_found(result: StudyResult, text: Path, tmp_p
         (confound,) = audited(small.study(text), [result.arms[0], arm]).confounds
         assert message in confound
     arm = edited(result.arms[1], tmp_path / "corpora", manifests={"corpora": {"other": 1}})
-    with pytest.raises(ValueError, match="trained on different corpora"):
+    with pytest.raises(ValueError, match="trained on different data"):
         audited(small.study(text), [result.arms[0], arm])
     arm = edited(result.arms[1], tmp_path / "documents")
     path = tmp_path / "documents" / "result.json"
     write_json(path, {**json.loads(path.read_text()), "documents_sha256": {"test": "0"}})
-    assert audited(small.study(text), [result.arms[0], arm]).confounds == ("held-out documents differ between runs",)
+    assert audited(small.study(text), [result.arms[0], arm]).confounds == (
+        "held-out documents or images differ between runs",
+    )
 
 
 def test_sizes_are_checked_as_measured(result: StudyResult, text: Path) -> None:
@@ -204,7 +206,7 @@ def test_baselines_count_what_the_reference_read(result: StudyResult, text: Path
     bits = sum(model.bits(np.frombuffer(document.content, dtype=np.uint8)) for document in documents)
     expected = bits / sum(document.num_bytes for document in documents)
     assert result.baselines[1].name == "byte 2-gram"
-    assert result.baselines[1].bits_per_byte == pytest.approx(expected)
+    assert result.baselines[1].score == pytest.approx(expected)
 
 
 def test_tuning_extends_and_uses_a_seed_of_its_own(text: Path, cache: Path, tmp_path: Path) -> None:
@@ -243,13 +245,13 @@ def test_a_grid_may_reach_into_divergence(text: Path, cache: Path, tmp_path: Pat
     result, _ = conducted(study, tmp_path, cache)
     for arm in result.arms:
         points = {point.values["optimizer.lr"]: point for point in arm.tuning}
-        assert points[1e30].diverged and points[1e30].bits_per_byte is None
+        assert points[1e30].diverged and points[1e30].score is None
         assert points[3e-3].chosen
         assert arm.mean is not None
         assert arm.sensitivity is not None
         assert (arm.sensitivity.best, arm.sensitivity.threshold) == (3e-3, 1e30)
-        assert arm.sensitivity.bound == result.baselines[0].bits_per_byte, "of byte frequencies"
-        low, best = (min(points[lr].bits_per_byte or 0, 8) for lr in (1e-4, 3e-3))
+        assert arm.sensitivity.bound == result.baselines[0].score, "of byte frequencies"
+        low, best = (min(points[lr].score or 0, 8) for lr in (1e-4, 3e-3))
         assert arm.sensitivity.excess == pytest.approx((low + best + 8) / 3 - best)
     assert from_json((tmp_path / "tiny" / "result.json").read_text()) == result
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from paribus.studies import charts, formats, report
-from paribus.studies.result import Audit, Baseline, StudyResult, TuningPoint
-from tests.unit.studies.example_study import HOSTILE, example_study
+from paribus.studies import charts, formats, panels, report
+from paribus.studies.result import PICTURE, Audit, StudyResult, TuningPoint
+from tests.unit.studies.example_study import HOSTILE, baseline, example_study
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_names_are_text_and_never_markup(page: str, study: StudyResult) -> None:
 
 def test_the_page_needs_no_other_file(page: str) -> None:
     for tag, attributes in Page(page).tags:
-        assert "src" not in attributes, tag
+        assert (attributes.get("src") or PICTURE).startswith(PICTURE), tag
         assert (attributes.get("href") or "#").startswith(("#", "data:")), attributes
     styles = "".join(re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL))
     assert "url(" not in styles
@@ -87,7 +87,7 @@ def test_everything_is_there_without_scripts(page: str, study: StudyResult) -> N
         "2.1087 ± 0.0112", "−0.0430", "−0.0473 to −0.0387", "0.0016", "byte 5-gram", "+0.7193", "declared",
         "confound", "5d41402abc4b2a76b9719d911017c592ae0f", "61.5 %", "channel.inner_size", "16 MiB",
         "1 of 2, at step 260", "6 in 3 of 3 runs", "Update by weight, matrix", "2.38 MiB", "not measured",
-        "none up to 0.01", "above 4.9020 bits per byte", "0.0003, 0.001, 0.003, 0.01",
+        "none up to 0.01", "above 4.9020, which the weakest trivial baseline reaches", "0.0003, 0.001, 0.003, 0.01",
         "312,348", "chosen, at the edge", "diverged", "loss was NaN at step 260", "2.13.0",
         "2000-01-01T12:00:00+00:00",
     ):  # fmt: skip
@@ -103,7 +103,7 @@ def test_headline_and_cautions(study: StudyResult) -> None:
     verdicts = [dataclasses.replace(verdict, outcome="better") for verdict in study.verdicts[2:]]
     several = dataclasses.replace(study, verdicts=tuple(verdicts))
     assert report.headline(several) == "hgrn1, mlp_mixer and tnn are better than attention."
-    hard = dataclasses.replace(study, baselines=(Baseline("byte 9-gram", 2.3, ""),))
+    hard = dataclasses.replace(study, baselines=(baseline("byte 9-gram", 2.3),))
     assert report.cautions(hard) == [
         "Not held equal: data.tokenizer is 'byte-2' in tnn and 'byte' elsewhere & was not declared.",
         "gla: the best optimizer.lr (0.01) is at the edge of what was tried.",
@@ -133,7 +133,7 @@ def test_the_table_for_a_terminal(study: StudyResult) -> None:
     named = dataclasses.replace(study.arms[0], name="[red]gla")
     renamed = dataclasses.replace(study, arms=(named, *study.arms[1:]))
     output = io.StringIO()
-    Console(file=output, width=140).print(report.verdict_table(renamed))
+    Console(file=output, width=140).print(*report.tables(renamed))
     for part in (
         "[red]gla",
         "≈ no difference shown",
@@ -166,12 +166,13 @@ def test_bands_span_the_seeds_at_common_steps(study: StudyResult) -> None:
     shorter = dataclasses.replace(gla.seeds[1], curve=gla.seeds[1].curve[:7])
     study = dataclasses.replace(study, arms=(dataclasses.replace(gla, seeds=(gla.seeds[0], shorter)), *study.arms[1:]))
     data = charts.chart_data(study)
-    band = next(band for band in data["bands"] if data["arms"][band["arm"]]["name"] == "gla")
+    (panel,) = data["panels"]
+    band = next(band for band in panel["bands"] if data["arms"][band["arm"]]["name"] == "gla")
     assert band["tokens"] == [point.tokens for point in shorter.curve]
-    pair = [gla.seeds[0].curve[3].bits_per_byte, shorter.curve[3].bits_per_byte]
+    pair = [gla.seeds[0].curve[3].score, shorter.curve[3].score]
     assert (band["low"][3], band["high"][3]) == (min(pair), max(pair))
     assert band["mean"][3] == pytest.approx(sum(pair) / 2)
-    assert [(line["seed"], len(line["mean"])) for line in data["broken"]] == [(1, 13)]
+    assert [(line["seed"], len(line["mean"])) for line in panel["broken"]] == [(1, 13)]
 
 
 def tuned(*points: tuple[object, float | None]) -> tuple[TuningPoint, ...]:
@@ -182,8 +183,9 @@ def tuned(*points: tuple[object, float | None]) -> tuple[TuningPoint, ...]:
 def test_stability_is_drawn(study: StudyResult) -> None:
     data = charts.chart_data(study)
     names = [arm["name"] for arm in data["arms"]]
-    gradients, rms, largest = data["stability"]
-    assert [chart["axis"] for chart in data["stability"]] == ["tokens", "layer", "layer"]
+    (panel,) = data["panels"]
+    gradients, rms, largest = panel["stability"]
+    assert [chart["axis"] for chart in panel["stability"]] == ["tokens", "layer", "layer"]
     assert gradients["log"]
     assert not rms["log"]
     gla, hgrn1 = study.arms[0], study.arms[3]
@@ -196,7 +198,7 @@ def test_stability_is_drawn(study: StudyResult) -> None:
     assert broken["x"][-1] < whole["x"][-1]
     line = next(line for line in largest["lines"] if names[line["arm"]] == "hgrn1")
     assert line["mean"] == list(hgrn1.seeds[0].stability.activation_max), "of the run that finished"
-    assert not any(names[line["arm"]] == "mlp_mixer" for chart in data["stability"] for line in chart["lines"])
+    assert not any(names[line["arm"]] == "mlp_mixer" for chart in panel["stability"] for line in chart["lines"])
 
 
 def test_layers_without_a_finite_number_are_left_out(study: StudyResult) -> None:
@@ -204,7 +206,7 @@ def test_layers_without_a_finite_number_are_left_out(study: StudyResult) -> None
     first = gla.seeds[0]
     hole = dataclasses.replace(first.stability, activation_rms=(1.0, None, 3.0, 4.0))
     broken = dataclasses.replace(gla, seeds=(dataclasses.replace(first, stability=hole), *gla.seeds[1:]))
-    rms = charts.stability_charts([broken])[1]
+    rms = charts.stability_charts([broken], {"gla": 0})[1]
     assert rms["lines"][0]["x"] == [1, 3, 4]
 
 
@@ -216,18 +218,25 @@ def test_tuning_edges_and_axes(study: StudyResult) -> None:
     assert charts.at_edge(arm((1, 2.0), (2, 1.0), (3, None))) == {}, "beyond the best, runs diverge"
     assert charts.at_edge(arm((1, 2.0))) == {}
     assert charts.at_edge(arm(("a", 2.0), ("b", 1.0))) == {}
-    numbers = charts.tuning_chart([arm((0.1, 2.0), (0.01, 1.0), (1.0, None))], "x")
+
+    def chart(*arms, ceiling: float | None = 8.0):
+        return charts.tuning_chart(arms, "x", ceiling, {"gla": 0})
+
+    numbers = chart(arm((0.1, 2.0), (0.01, 1.0), (1.0, None)))
     assert (numbers["values"], numbers["log"]) == ([0.01, 0.1, 1.0], True)
     assert numbers["lines"] == [{"arm": 0, "scores": [1.0, 2.0, None], "diverged": [2], "beyond": [], "chosen": 0}]
-    beyond = charts.tuning_chart([arm((0.1, 9.5), (0.01, 1.0), (1.0, 8.0))], "x")
+    beyond = chart(arm((0.1, 9.5), (0.01, 1.0), (1.0, 8.0)))
     assert beyond["lines"][0] == {"arm": 0, "scores": [1.0, 9.5, 8.0], "diverged": [], "beyond": [1], "chosen": 0}
-    words = charts.tuning_chart([arm(("wsd", 2.0), ("cosine", 1.0)), arm((True, 1.0))], "x")
+    assert chart(arm((0.1, 9.5), (0.01, 1.0)), ceiling=None)["lines"][0]["beyond"] == [], (
+        "nothing is known to be nothing"
+    )
+    words = chart(arm(("wsd", 2.0), ("cosine", 1.0)), arm((True, 1.0)))
     assert (words["values"], words["numeric"]) == (["wsd", "cosine", "True"], False)
     assert words["lines"][0]["chosen"] == 1
 
 
 def test_one_far_arm_does_not_squeeze_the_others(study: StudyResult) -> None:
-    rows = charts.forest(study)["rows"]
+    rows = charts.forest(study.verdicts)["rows"]
     assert rows["mlp_mixer"]["beyond"]
     assert not any(rows[name]["beyond"] for name in ("gla", "hgrn1", "tnn", HOSTILE))
     assert rows["gla"]["low"] < rows["gla"]["mark"] < rows["gla"]["high"] < 50 < rows["tnn"]["low"]
@@ -239,7 +248,7 @@ def test_each_arm_keeps_a_look_of_its_own(study: StudyResult) -> None:
     names = ["attention", *"abcdefghijk"]
     many = tuple(dataclasses.replace(study.arms[1], name=name) for name in names)
     verdicts = tuple(dataclasses.replace(study.verdicts[0], arm=name) for name in names[1:])
-    styles = charts.arm_styles(dataclasses.replace(study, arms=many, verdicts=verdicts))
+    styles = panels.arm_styles(dataclasses.replace(study, arms=many, verdicts=verdicts))
     assert styles["attention"] == {"hue": 0, "dash": 0}
     assert [styles[name]["hue"] for name in "abcdefghijk"] == [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4]
     assert len({tuple(style.values()) for style in styles.values()}) == 12
@@ -252,12 +261,13 @@ def leveled(study: StudyResult) -> StudyResult:
         for verdict in study.verdicts
         if verdict.arm != "mlp_mixer"
     )
-    return dataclasses.replace(study, verdicts=verdicts, within=("model.num_hidden_layers",))
+    return dataclasses.replace(study, verdicts=verdicts, within=("model.blocks.main.mixer",))
 
 
 def test_levels_stand_apart(study: StudyResult) -> None:
     levels = leveled(study)
-    assert [arm.name for arm in charts.ordered_arms(levels)] == [
+    assert [list(panel.levels) for panel in panels.panels(levels)] == [["attention", "mlp_mixer"]], "one task"
+    assert [arm.name for arm in panels.ordered_arms(levels)] == [
         "attention",
         "gla",
         HOSTILE,
@@ -265,7 +275,7 @@ def test_levels_stand_apart(study: StudyResult) -> None:
         "mlp_mixer",
         "tnn",
     ]
-    styles = charts.arm_styles(levels)
+    styles = panels.arm_styles(levels)
     assert styles["mlp_mixer"] == {"hue": 0, "dash": 1}
     assert styles["tnn"] == {"hue": 1, "dash": 1}, "the first arm of each level has the same colour"
     assert styles["gla"] == {"hue": 1, "dash": 0}
@@ -275,13 +285,13 @@ def test_levels_stand_apart(study: StudyResult) -> None:
     )
     html = report.render_report(levels)
     text = " ".join(Page(html).text.split())
-    assert "only at the same level of model.num_hidden_layers: each with the reference that stands above it" in text
+    assert "only at the same level of model.blocks.main.mixer: each with the reference that stands above it" in text
     assert "Differences are arm minus its reference, paired over seeds" in text
     assert html.count(' level"') == 1
     assert "+0.7193" not in text, "a baseline has no single arm to be compared with"
     output = io.StringIO()
-    Console(file=output, width=140).print(report.verdict_table(levels))
-    rows = [line for line in output.getvalue().splitlines() if "reference" in line]
+    Console(file=output, width=140).print(*report.tables(levels))
+    rows = [line for line in output.getvalue().splitlines() if re.search(r"\w+ +│ reference", line)]
     assert [row.split()[1] for row in rows] == ["attention", "mlp_mixer"]
 
 
@@ -320,7 +330,7 @@ def test_hues_stay_apart_for_every_colour_vision(vision: str, scheme: int) -> No
     hues = re.findall(r"--hue-\d: #(\w{6})", style)[8 * scheme : 8 * scheme + 8]
     linear = [(np.array(list(bytes.fromhex(hue))) / 255) ** 2.2 for hue in hues]
     seen = [lab(np.array(VISION[vision]) @ rgb) for rgb in linear]
-    assert len(seen) == 1 + charts.HUES
+    assert len(seen) == 1 + panels.HUES
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 20
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from paribus.studies.report import render_report
 from paribus.studies.result import StudyResult, from_json, to_json
-from paribus.studies.verdicts import judge
+from paribus.studies.verdicts import DocumentCosts, judge
 from tests.unit.studies.example_study import HOSTILE, arm, example_study, run
 
 GALLERY = Path(__file__).parents[3] / "studies"
@@ -27,7 +27,7 @@ def test_json_there_and_back(study: StudyResult) -> None:
     text = to_json(study)
     assert from_json(text) == study
     assert to_json(from_json(text)) == text
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
 
 
 @pytest.mark.parametrize("path", sorted(GALLERY.glob("*/results.json")), ids=lambda path: path.parent.name)
@@ -55,7 +55,7 @@ def test_results_older_than_the_measurement_of_stability(study: StudyResult) -> 
 
 def test_nothing_that_is_no_number_gets_in_or_out(study: StudyResult) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        to_json(dataclasses.replace(study, smallest_effect_of_interest=math.nan))
+        to_json(dataclasses.replace(study, confidence=math.nan))
     text = to_json(study).replace('"confidence": 0.95', '"confidence": NaN')
     with pytest.raises(ValueError, match="NaN is no JSON number"):
         from_json(text)
@@ -64,9 +64,9 @@ def test_nothing_that_is_no_number_gets_in_or_out(study: StudyResult) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda study: study | {"metrik": ""}, "unknown key 'metrik'; did you mean 'metric'"),
+        (lambda study: study | {"questoin": ""}, "unknown key 'questoin'; did you mean 'question'"),
         (lambda study: {key: study[key] for key in study if key != "audit"}, "missing key 'audit'"),
-        (lambda study: study | {"schema_version": 9}, "schema version 9; 1 is needed"),
+        (lambda study: study | {"schema_version": 9}, "schema version is 9; 2 is needed, which a new study writes"),
         (lambda study: study | {"reference_arm": "gpt"}, "reference arm 'gpt' is none of"),
         (lambda study: study | {"arms": 3}, "arms is 3; a list is needed"),
         (
@@ -117,8 +117,9 @@ def judged(reference_ends: list[float | None], other_ends: list[float | None]) -
         )
         for name, ends in (("attention", reference_ends), ("other", other_ends))
     ]
-    bits = {a.name: {r.seed: np.full(5, 8.0) for r in a.seeds if r.status == "finished"} for a in made}
-    return judge(made, dict.fromkeys(bits, "attention"), bits, np.full(5, 4))
+    costs = DocumentCosts(np.full(5, 8.0), np.full(5, 4))
+    documents = {a.name: {r.seed: costs for r in a.seeds if r.status == "finished"} for a in made}
+    return judge(made, dict.fromkeys(documents, "attention"), documents)
 
 
 def test_a_diverged_reference_leaves_nothing_conclusive() -> None:
@@ -135,7 +136,7 @@ def test_an_arm_without_a_finished_run() -> None:
 
 def test_a_study_of_one_arm_has_no_verdict() -> None:
     one = arm("attention", (run("attention", 0, 2.0, 1000.0),), 1e-3)
-    assert judge([one], {"attention": "attention"}, {}, np.ones(1)) == ()
+    assert judge([one], {"attention": "attention"}, {}) == ()
 
 
 def test_each_arm_is_judged_beside_its_own_reference() -> None:
@@ -144,9 +145,11 @@ def test_each_arm_is_judged_beside_its_own_reference() -> None:
         arm(name, tuple(run(name, i, end + 0.001 * i * len(name), 1000.0) for i in range(3)), 1e-3)
         for name, end in ends.items()
     ]
-    bits = {a.name: {r.seed: np.full(5, 4 * (r.bits_per_byte or 0)) for r in a.seeds} for a in made}
+    documents = {
+        a.name: {r.seed: DocumentCosts(np.full(5, 4 * (r.score or 0)), np.full(5, 4)) for r in a.seeds} for a in made
+    }
     references = {name: f"pre+{name[-1]}" for name in ends}
-    verdicts = {verdict.arm: verdict for verdict in judge(made, references, bits, np.full(5, 4))}
+    verdicts = {verdict.arm: verdict for verdict in judge(made, references, documents)}
     assert {name: verdict.reference for name, verdict in verdicts.items()} == {
         "post+2": "pre+2",
         "post+6": "pre+6",

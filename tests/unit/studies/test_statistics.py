@@ -173,7 +173,7 @@ def test_degenerate_seeds_give_no_nan_and_no_false_claim() -> None:
         (lambda: mean_interval([1.0], 95), "confidence is 95"),
         (lambda: paired_difference({1: 1.0}, {1: math.inf}), "not finite: inf"),
         (lambda: bootstrap_over_documents([1, 2], [1, 2], [3]), "2, 2 and 1 documents"),
-        (lambda: bootstrap_over_documents([1, 2], [1, 2], [3, 0]), "has 0 bytes"),
+        (lambda: bootstrap_over_documents([1, 2], [1, 2], [3, 0]), "weighs 0; more than 0"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, message: str) -> None:

@@ -3,15 +3,18 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const dashes = [[], [8, 4], [2, 3]];
+  const arms = data.arms;
+  const panels = data.panels; // one for each task
   const hidden = new Set(); // numbers of the arms that are switched off, in all charts at once
   let charts = [];
+  let steered = []; // the learning curves, by panel
 
   const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const hue = (arm) => variable(`--hue-${data.arms[arm].hue}`);
-  const dash = (arm) => dashes[data.arms[arm].dash % dashes.length];
+  const hue = (arm) => variable(`--hue-${arms[arm].hue}`);
+  const dash = (arm) => dashes[arms[arm].dash % dashes.length];
   const choice = () => document.querySelector("input[name=axis]:checked").value;
   const checked = (name) => document.querySelector(`input[name=${name}]`).checked;
-  const bits = (value) => (value == null ? "" : value.toFixed(4));
+  const score = (value) => (value == null ? "" : value.toFixed(4));
 
   const units = { tokens: "tokens", flops: "FLOPs", seconds: "seconds" };
   const prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"];
@@ -66,11 +69,11 @@
     return uPlot.join(tables);
   }
 
-  function curves(container) {
+  function curves(container, panel) {
     const along = choice();
     const log = checked("log");
-    const bands = data.bands.filter((line) => !hidden.has(line.arm));
-    const broken = data.broken.filter((line) => !hidden.has(line.arm));
+    const bands = panel.bands.filter((line) => !hidden.has(line.arm));
+    const broken = panel.broken.filter((line) => !hidden.has(line.arm));
     const lines = [...bands, ...broken];
     const series = [{}];
     const fills = [];
@@ -79,18 +82,18 @@
       const at = series.length;
       const edge = { stroke: "transparent", width: 0, points: { show: false } };
       shown.push([at, line.arm]);
-      series.push({ label: data.arms[line.arm].name, stroke: hue(line.arm), width: 2, dash: dash(line.arm), points: { show: false } });
+      series.push({ label: arms[line.arm].name, stroke: hue(line.arm), width: 2, dash: dash(line.arm), points: { show: false } });
       if (line.seeds > 1) {
         series.push(edge, edge);
         fills.push({ series: [at + 2, at + 1], fill: hue(line.arm) + "2e" });
       }
     }
     for (const line of broken) {
-      series.push({ label: `${data.arms[line.arm].name}, seed ${line.seed}`, stroke: hue(line.arm), width: 1.5, dash: [4, 4], points: { show: false } });
+      series.push({ label: `${arms[line.arm].name}, seed ${line.seed}`, stroke: hue(line.arm), width: 1.5, dash: [4, 4], points: { show: false } });
     }
     const table = lines.length ? joined(lines, along, log, (line) => (line.seeds > 1 ? [line.mean, line.low, line.high] : [line.mean])) : [[], []];
-    const focus = checked("start") || data.focus == null ? Infinity : data.focus;
-    const marks = data.baselines.filter((line) => line.value <= focus);
+    const focus = checked("start") || panel.focus == null ? Infinity : panel.focus;
+    const marks = panel.baselines.filter((line) => line.value <= focus);
     const range = (u, low, high) => {
       const top = Math.max(Math.min(high, focus), ...marks.map((line) => line.value));
       const pad = 0.05 * (top - low || 1);
@@ -117,11 +120,11 @@
         },
         axes: [
           axis({ label: units[along], labelSize: 22, size: 34, values: (u, at) => at.map(amount) }),
-          vertical("bits per byte"),
+          vertical(panel.curve),
         ],
         series,
         bands: fills,
-        hooks: { draw: [draw], setCursor: [(u) => (u.cursor.idx == null ? finals() : tell("curves", shown.map(([at, arm]) => [arm, near(u, at)])))] },
+        hooks: { draw: [draw], setCursor: [(u) => (u.cursor.idx == null ? finals(panel) : tell("curves", shown.map(([at, arm]) => [arm, near(u, at)])))] },
       },
       table,
       container,
@@ -129,8 +132,8 @@
   }
 
   // Without a cursor the keys show where the curves end.
-  function finals() {
-    tell("curves", data.bands.map((line) => [line.arm, line.mean[line.mean.length - 1]]));
+  function finals(panel) {
+    tell("curves", panel.bands.map((line) => [line.arm, line.mean[line.mean.length - 1]]));
   }
 
   // Arms need not have been measured at the same x: the last value at or before the cursor is the arm's.
@@ -174,7 +177,7 @@
       const at = series.length;
       const edge = { stroke: "transparent", width: 0, points: { show: false } };
       const look = line.broken ? { width: 1.5, dash: [4, 4] } : { width: 1.5, dash: dash(line.arm) };
-      series.push({ label: data.arms[line.arm].name, stroke: hue(line.arm), points: { ...points, stroke: hue(line.arm), fill: variable("--page") }, ...look }, edge, edge);
+      series.push({ label: arms[line.arm].name, stroke: hue(line.arm), points: { ...points, stroke: hue(line.arm), fill: variable("--page") }, ...look }, edge, edge);
       fills.push({ series: [at + 2, at + 1], fill: hue(line.arm) + "2e" });
     }
     const table = lines.length ? uPlot.join(lines.map((line) => [line.x, line.mean, line.low, line.high])) : [[], []];
@@ -215,7 +218,7 @@
     );
   }
 
-  function tuning(container, chart) {
+  function tuning(container, chart, measured) {
     const at = chart.numeric ? chart.values : chart.values.map((_, i) => i);
     const [first, last] = [at[0], at[at.length - 1]];
     const reach = chart.log ? (last / first) ** 0.08 : 0.08 * (last - first || 1);
@@ -226,7 +229,7 @@
     for (const line of lines) {
       const colour = hue(line.arm);
       const points = { show: true, size: 7, stroke: colour, fill: variable("--page"), width: 1.5 };
-      series.push({ label: data.arms[line.arm].name, stroke: colour, width: 1.5, dash: dash(line.arm), points, spanGaps: true });
+      series.push({ label: arms[line.arm].name, stroke: colour, width: 1.5, dash: dash(line.arm), points, spanGaps: true });
       columns.push(line.scores.map((score, i) => (line.beyond.includes(i) ? null : score)));
       series.push({ stroke: "transparent", points: { show: true, size: 11, fill: colour, stroke: colour } });
       columns.push(line.scores.map((score, i) => (i === line.chosen ? score : null)));
@@ -244,7 +247,7 @@
         legend: { show: false },
         cursor: { show: false },
         scales: { x: { time: false, distr: chart.log ? 3 : 1, range }, y: { range: (u, low, high) => padded(low, high) } },
-        axes: [axis({ splits: () => at, filter: (u, splits) => splits, values: (u, splits) => splits.map(named), size: 34 }), vertical("bits per byte")],
+        axes: [axis({ splits: () => at, filter: (u, splits) => splits, values: (u, splits) => splits.map(named), size: 34 }), vertical(measured)],
         series,
         hooks: { draw: [draw] },
       },
@@ -261,29 +264,34 @@
 
   function tell(group, values) {
     for (const [arm, value] of values) {
-      document.querySelector(`[data-keys=${group}] [data-arm="${arm}"] output`).textContent = bits(value);
+      document.querySelector(`[data-keys=${group}] [data-arm="${arm}"] output`).textContent = score(value);
     }
   }
 
+  const place = (...names) => document.getElementById(names.join("-"));
+
   function draw() {
     charts.forEach((chart) => chart.destroy());
-    finals();
-    charts = [curves(document.getElementById("curves-chart"))];
-    data.stability.forEach((chart, i) => charts.push(banded(document.getElementById(`stability-chart-${i}`), chart)));
-    data.tuning.forEach((chart, i) => charts.push(tuning(document.getElementById(`tuning-chart-${i}`), chart)));
+    steered = panels.map((panel, at) => (finals(panel), curves(place("curves-chart", at), panel)));
+    charts = [...steered];
+    panels.forEach((panel, at) => {
+      panel.stability.forEach((chart, i) => charts.push(banded(place("stability-chart", at, i), chart)));
+      panel.tuning.forEach((chart, i) => charts.push(tuning(place("tuning-chart", at, i), chart, panel.tuned)));
+    });
   }
 
-  function key(arm, group) {
+  function key(number, group) {
+    const arm = arms[number];
     const button = document.createElement("button");
     button.type = "button";
     button.className = `key hue-${arm.hue}`;
-    button.dataset.arm = data.arms.indexOf(arm);
+    button.dataset.arm = number;
     button.setAttribute("aria-pressed", "true");
     const line = dashes[arm.dash % dashes.length].join(" ");
     button.innerHTML = `<svg aria-hidden="true"><line x1="0" x2="22" y1="5" y2="5" stroke-dasharray="${line}"/></svg><span></span>`;
     button.querySelector("span").textContent = arm.name;
     if (group === "curves") button.append(document.createElement("output"));
-    button.addEventListener("click", () => toggle(data.arms.indexOf(arm)));
+    button.addEventListener("click", () => toggle(number));
     return button;
   }
 
@@ -296,22 +304,22 @@
   }
 
   // Arrow keys move the cursor over the learning curves, as the mouse does.
-  function steer(event) {
+  function steer(event, at) {
     const steps = { ArrowLeft: -1, ArrowRight: 1 };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    const u = charts[0];
+    const u = steered[at];
     const last = u.data[0].length - 1;
-    const at = u.cursor.idx == null ? last : Math.max(0, Math.min(last, u.cursor.idx + steps[event.key]));
-    u.setCursor({ left: u.valToPos(u.data[0][at], "x"), top: u.over.clientHeight / 2 });
+    const next = u.cursor.idx == null ? last : Math.max(0, Math.min(last, u.cursor.idx + steps[event.key]));
+    u.setCursor({ left: u.valToPos(u.data[0][next], "x"), top: u.over.clientHeight / 2 });
   }
 
   for (const box of document.querySelectorAll("[data-keys]")) {
-    box.append(...data.arms.map((arm) => key(arm, box.dataset.keys)));
+    box.append(...panels[box.dataset.panel].arms.map((arm) => key(arm, box.dataset.keys)));
   }
   for (const input of document.querySelectorAll(".controls input")) input.addEventListener("change", draw);
   document.querySelector(".controls").hidden = false;
-  document.getElementById("curves-chart").addEventListener("keydown", steer);
+  panels.forEach((panel, at) => place("curves-chart", at).addEventListener("keydown", (event) => steer(event, at)));
   for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", draw);
   let width = innerWidth;
   addEventListener("resize", () => innerWidth !== width && ((width = innerWidth), draw()));
