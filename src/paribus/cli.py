@@ -131,18 +131,22 @@ def _add_models(verbs: argparse._SubParsersAction[_Parser]) -> None:
     add.add_argument("out", type=Path, metavar="OUT")
     add.set_defaults(verb=_publish)
 
-    add = verbs.add_parser("generate", help="text that continues a prompt")
+    add = verbs.add_parser(
+        "generate", help="text that continues a prompt or fills it in, or images of the classes named"
+    )
     add.add_argument("folder", type=Path, metavar="RUN_OR_HF_FOLDER")
-    add.add_argument("prompt")
+    add.add_argument("prompt", help="text, with <|mask|> for a masked model; for images, classes separated by commas")
     add.add_argument("--tokens", type=positive, default=200)
     add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--out", type=Path, metavar="FILE.png", help="where images are drawn")
     add.set_defaults(verb=_generate)
 
-    add = verbs.add_parser("evaluate", help="bits per byte on held-out documents")
+    add = verbs.add_parser("evaluate", help="a model's metric on held-out documents or images")
     add.add_argument("folder", type=Path, metavar="RUN_OR_HF_FOLDER")
     add.add_argument("--corpus", action="append", metavar="NAME_OR_PATH", help="default: the run's own corpora")
+    add.add_argument("--images", metavar="NAME_OR_PATH", help="default: the run's own images")
     add.add_argument("--split", choices=("validation", "test"), default="test")
-    add.add_argument("--documents", type=positive, default=128)
+    add.add_argument("--documents", type=positive, help="documents at most (default: 128), or images (default: 1000)")
     add.set_defaults(verb=_evaluate)
 
 
@@ -259,20 +263,21 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from paribus.evaluation.sample_text import sample_text
-    from paribus.publish import load_any
+    from paribus.publish import generate
 
     _hide_progress_bars()
-    model, tokenizer = load_any(options.folder)
-    print(sample_text(model, tokenizer, options.prompt, options.tokens, options.seed))
+    made = generate(options.folder, options.prompt, num_tokens=options.tokens, seed=options.seed, out=options.out)
+    print(made)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from paribus.evaluation.metrics import METRICS
     from paribus.publish import evaluate_folder
 
     _hide_progress_bars()
-    for corpus, value in evaluate_folder(options.folder, options.corpus, options.split, options.documents).items():
-        print(f"{corpus:<24} {value:.4f} bits per byte")
+    found = evaluate_folder(options.folder, options.corpus, options.images, options.split, options.documents)
+    for name, value in found.values.items():
+        print(f"{name:<24} {value:.4f} {METRICS[found.metric].title}")
 
 
 def _runs_list(options: argparse.Namespace) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from .evaluate import evaluate_folder
+from .generate import generate
 from .publication import ProofFailed, load_published, publish_model
-from .runs import evaluate_folder, load_any, publish_run
+from .runs import load_any, publish_run
 
-__all__ = ["ProofFailed", "evaluate_folder", "load_any", "load_published", "publish_model", "publish_run"]
+__all__ = [
+    "ProofFailed",
+    "evaluate_folder",
+    "generate",
+    "load_any",
+    "load_published",
+    "publish_model",
+    "publish_run",
+]

@@ -11,12 +11,10 @@ import torch
 import transformers
 
 from ..nn.backbone import parameter_count
-from ..nn.tasks.causal_lm import ParibusForCausalLM
-
-_CARD = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
+from .form import Form
 
 
-def model_card(model: ParibusForCausalLM, facts: Mapping[str, object], *, name: str, folder: str) -> str:
+def model_card(form: Form, facts: Mapping[str, object], *, name: str, folder: str) -> str:
     """The text of README.md.
 
     Args:
@@ -24,21 +22,23 @@ def model_card(model: ParibusForCausalLM, facts: Mapping[str, object], *, name: 
         name: the title.
         folder: the folder's name, for the commands.
     """
-    config = model.config
+    model, config = form.model, form.model.config
     used = dict.fromkeys(config.layer_blocks())
     layers = ", ".join(f"{block} ({_parts(config.blocks[block])})" for block in used)
     known = {
         "parameters": parameter_count(model),
         "layers": f"{config.num_hidden_layers} of width {config.hidden_size}: {layers}",
-        "configured for sequences up to, tokens": config.max_position_embeddings,
-        "vocabulary, tokens": config.vocab_size,
+        **form.facts(),
         "weights": str(model.dtype).removeprefix("torch."),
     }
     threads = torch.get_num_threads()
-    return _CARD.substitute(
+    told = {key: getattr(form, key) for key in ("library", "pipeline_tag", "what", "packages", "proved", "checked")}
+    body = _template(f"tasks/{config.task['name']}.md").substitute(form.commands(), folder=json.dumps(folder))
+    return _template("card.md").substitute(
+        told,
         name=_line(name),
         facts="\n".join(["| | |", "| --- | --- |", *(_row(*fact) for fact in {**facts, **known}.items())]),
-        folder=json.dumps(folder),
+        body=body,
         torch=torch.__version__,
         transformers=transformers.__version__,
         threads=f"{threads} thread{'s' * (threads != 1)}",
@@ -46,8 +46,13 @@ def model_card(model: ParibusForCausalLM, facts: Mapping[str, object], *, name: 
     )
 
 
-def _parts(block: Mapping[str, Mapping[str, object]]) -> str:
-    return " + ".join(str(block[part]["name"]) for part in ("mixer", "channel"))
+def _template(name: str) -> Template:
+    return Template((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def _parts(block: Mapping[str, Mapping[str, object] | None]) -> str:
+    named = [block[part] for part in ("mixer", "channel")]
+    return " + ".join(str(part["name"]) for part in named if part is not None)
 
 
 def _row(label: str, value: object) -> str:

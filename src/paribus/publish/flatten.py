@@ -18,14 +18,10 @@ from ..nn.component import CHANNELS, MIXERS, RESIDUALS
 from ..nn.config import BlockConfig
 from ..nn.registry import Registry
 from ..nn.settings import read_settings
+from ..nn.task import TASKS, TaskModel
 
 ENTRY = "modeling_paribus"
 """The file that every ``auto_map`` value points at."""
-AUTO_MAP = {
-    "AutoConfig": f"{ENTRY}.ParibusConfig",
-    "AutoModel": f"{ENTRY}.ParibusModel",
-    "AutoModelForCausalLM": f"{ENTRY}.ParibusForCausalLM",
-}
 _NN = MIXERS.folder
 _PARTS = {"mixer": MIXERS, "channel": CHANNELS, "residual": RESIDUALS}
 _PACKAGES = sys.stdlib_module_names | {"torch", "transformers"}
@@ -40,16 +36,16 @@ models are defined here, because saving a model again copies the file that defin
 
 
 class ParibusModel(_ParibusModel):
-    """Token ids or embeddings -> hidden states."""
+    """Token ids, pixels or embeddings -> hidden states."""
 
 
-class ParibusForCausalLM(_ParibusForCausalLM):
-    """The backbone and a linear head over the vocabulary."""
+class {model}(_{model}):
+    """{summary}"""
 '''
 
 
-def flatten(blocks: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """All code of a causal language model made of `blocks`.
+def flatten(task: str, blocks: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """All code of a model for `task` made of `blocks`.
 
     Returns:
         The text of each file by its name without ``.py``, the entry file included; and the blocks, in which a
@@ -59,7 +55,8 @@ def flatten(blocks: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         ValueError: an import that a published checkpoint cannot carry, or a user's file whose name is taken.
     """
     renamed = {name: asdict(read_settings(BlockConfig, block, f"block '{name}'")) for name, block in blocks.items()}
-    paths = {"tasks.causal_lm": _NN / "tasks" / "causal_lm.py"}
+    model_class = TASKS.component(task, TaskModel)
+    paths = {f"tasks.{task}": _NN / "tasks" / f"{task}.py"}
     for block in renamed.values():
         for part, registry in _PARTS.items():
             if block[part] is None:
@@ -76,7 +73,7 @@ def flatten(blocks: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
             path = paths.get(module, _NN.joinpath(*module.split(".")).with_suffix(".py"))
             texts[_flat(module)], needed = rewrite(path.read_text(encoding="utf-8"), module, str(path))
             waiting += sorted(needed)
-    texts[ENTRY] = _entry(texts)
+    texts[ENTRY] = _entry(texts, task, model_class)
     return texts, renamed
 
 
@@ -163,16 +160,18 @@ def _flat(module: str) -> str:
     return module.replace(".", "_")
 
 
-def _entry(texts: Mapping[str, str]) -> str:
+def _entry(texts: Mapping[str, str], task: str, model_class: type[TaskModel]) -> str:
     """The entry file: one real name from every other file."""
+    model = model_class.__name__
     names = {name: _any_name(text, name) for name, text in sorted(texts.items())}
     names |= {
         "backbone": "ParibusModel as _ParibusModel",
         "config": "ParibusConfig",
-        "tasks_causal_lm": "ParibusForCausalLM as _ParibusForCausalLM",
+        f"tasks_{task}": f"{model} as _{model}",
     }
     imports = "\n".join(f"from .{module} import {name}" for module, name in names.items())
-    return _ENTRY.format(imports=imports)
+    summary = (model_class.__doc__ or "").partition("\n")[0]
+    return _ENTRY.format(imports=imports, model=model, summary=summary)
 
 
 def _any_name(text: str, module: str) -> str:

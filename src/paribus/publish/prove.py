@@ -1,11 +1,11 @@
-"""The proof that a published folder works where only torch and transformers are installed.
+"""The proof that a published folder works where only the libraries that its card names are installed.
 
     python -I prove.py FOLDER_OR_HUB_NAME PROOF
 
 It imports nothing of paribus, and hides paribus and whatever else published code must not need. It loads the
-folder through the Auto classes, compares with PROOF (``proof.safetensors``) bit for bit under the thread
-count recorded there, saves everything again and loads that, and generates with and without cache. It exits 0,
-or says what differs and exits 1.
+folder as its users do, compares with PROOF (``proof.safetensors``) bit for bit under the thread count recorded
+there, saves the model again and loads that, and does what the model is for. It exits 0, or says what differs and
+exits 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,15 @@ def main(source: str, proof: str) -> None:
         prove(source, Path(proof), Path(place, "again"))
 
 
-def prove(source: str, proof: Path, again: Path) -> None:
+@dataclass(frozen=True)
+class Proof:
+    """What was recorded when the folder was written."""
+
+    facts: dict[str, str]
+    tensors: dict[str, Any]
+
+
+def prove(source: str, path: Path, again: Path) -> None:
     """All checks; `again` is where the model is saved once more."""
     import torch
     import transformers
@@ -36,36 +46,112 @@ def prove(source: str, proof: Path, again: Path) -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with safe_open(proof, "pt") as file:
-        facts = file.metadata()
-        ids, logits, text_ids = (file.get_tensor(name) for name in ("input_ids", "logits", "text_ids"))
-    torch.set_num_threads(int(facts["threads"]))
+    with safe_open(path, "pt") as file:
+        proof = Proof(file.metadata(), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
+    torch.set_num_threads(int(proof.facts["threads"]))
     torch.manual_seed(0)
     with torch.inference_mode():
-        model = load(transformers.AutoModelForCausalLM, source)
-        check_logits(model(ids).logits, logits, "the logits")
-        backbone = load(transformers.AutoModel, source)
-        hidden = backbone(ids).last_hidden_state
-        check(torch.equal(hidden, model.model(ids).last_hidden_state), "AutoModel gives other hidden states")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=True)
-        check_tokenizer(tokenizer, facts, text_ids.tolist())
+        TASKS[proof.facts["task"]](source, proof, str(again))
 
-        model.save_pretrained(again)
-        tokenizer.save_pretrained(again)
-        saved = load(transformers.AutoModelForCausalLM, str(again))
-        check_logits(saved(ids).logits, logits, "the logits after saving and loading again")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(again, trust_remote_code=True)
-        check_tokenizer(tokenizer, facts, text_ids.tolist())
-        check_generation(model, tokenizer, ids)
+
+def prove_causal_lm(source: str, proof: Proof, again: str) -> None:
+    """A tokenizer, and text generated with and without cache."""
+    import transformers
+
+    model = prove_model(transformers.AutoModelForCausalLM, "input_ids", source, proof, again)
+    prove_tokenizer(source, proof).save_pretrained(again)
+    check_generation(model, prove_tokenizer(again, proof), proof.tensors["input_ids"])
+
+
+def prove_masked_lm(source: str, proof: Proof, again: str) -> None:
+    """A tokenizer, and a hidden token filled by the pipeline."""
+    import transformers
+
+    prove_model(transformers.AutoModelForMaskedLM, "input_ids", source, proof, again)
+    prove_tokenizer(source, proof).save_pretrained(again)
+    prove_tokenizer(again, proof)
+    for place in (source, again):
+        fill = transformers.pipeline("fill-mask", model=place, trust_remote_code=True)
+        expected = proof.tensors["filled"]
+        check_scores({found["token"]: found["score"] for found in fill(proof.facts["masked"])}, expected)
+
+
+def prove_image_classification(source: str, proof: Proof, again: str) -> None:
+    """An image processor, and a picture of another size classified by the pipeline."""
+    import transformers
+    from PIL import Image
+
+    model = prove_model(transformers.AutoModelForImageClassification, "pixel_values", source, proof, again)
+    picture = Image.fromarray(proof.tensors["picture"].numpy())
+    processor = transformers.AutoImageProcessor.from_pretrained(source)
+    processor.save_pretrained(again)
+    for place in (source, again):
+        processor = transformers.AutoImageProcessor.from_pretrained(place)
+        read = processor(picture, return_tensors="pt")["pixel_values"]
+        check_equal(read, proof.tensors["read"], "the pixels that the image processor reads")
+        classify = transformers.pipeline("image-classification", model=place, trust_remote_code=True)
+        numbers = model.config.label2id
+        found = {numbers[found["label"]]: found["score"] for found in classify(picture, top_k=len(numbers))}
+        check_scores(found, proof.tensors["scores"])
+
+
+def prove_image_generation(source: str, proof: Proof, again: str) -> None:
+    """Velocities of the model, and images drawn by the pipeline."""
+    import diffusers
+    import torch
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+    model = aligned(pipeline.denoiser)
+    inputs = {name: proof.tensors[name] for name in ("pixel_values", "times", "classes")}
+    check_equal(model(**inputs).velocity, proof.tensors["velocity"], "the velocities")
+    numbers = inputs["classes"].tolist()
+    for labels in (numbers, [model.config.id2label[number] for number in numbers]):
+        images = pipeline(
+            class_labels=labels,
+            num_inference_steps=int(proof.facts["steps"]),
+            guidance_scale=float(proof.facts["guidance"]),
+            solver=proof.facts["solver"],
+            generator=torch.Generator().manual_seed(int(proof.facts["seed"])),
+            output_type="pt",
+        ).images
+        check_equal(images, proof.tensors["images"], "the images")
+    pictures = pipeline(class_labels=numbers, num_inference_steps=1).images
+    sizes = {picture.size for picture in pictures}
+    check(sizes == {(model.config.image["size"],) * 2}, f"the pictures drawn have sizes {sizes}")
+    model.save_pretrained(again)
+    saved = load(transformers.AutoModel, again)
+    check_equal(saved(**inputs).velocity, proof.tensors["velocity"], "the velocities after saving and loading again")
+
+
+def prove_model(auto_class: Any, argument: str, source: str, proof: Proof, again: str) -> Any:
+    """The model by `auto_class`, its backbone by AutoModel, and the model saved again; returns the model."""
+    import transformers
+
+    inputs = {argument: proof.tensors[argument]}
+    model = load(auto_class, source)
+    check_equal(model(**inputs).logits, proof.tensors["logits"], "the logits")
+    hidden = load(transformers.AutoModel, source)(**inputs).last_hidden_state
+    check_equal(hidden, model.model(**inputs).last_hidden_state, "the hidden states of AutoModel")
+    model.save_pretrained(again)
+    saved = load(auto_class, again)
+    check_equal(saved(**inputs).logits, proof.tensors["logits"], "the logits after saving and loading again")
+    return model
 
 
 def load(auto_class: Any, source: str) -> Any:
-    """The model of one Auto class, its weights moved into memory of their own.
+    """The model of one Auto class."""
+    return aligned(auto_class.from_pretrained(source, trust_remote_code=True).eval())
+
+
+def aligned(model: Any) -> Any:
+    """`model`, its weights moved into memory of their own.
 
     Loading maps the file into memory, where weights begin at any address; the last bits of a matrix product
-    depend on that. Fresh memory is aligned, as it was when the logits of the proof were computed.
+    depend on that. Fresh memory is aligned, as it was when the numbers of the proof were computed.
     """
-    model = auto_class.from_pretrained(source, trust_remote_code=True).eval()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
     return model
@@ -77,7 +163,7 @@ def check(holds: bool, problem: str) -> None:
         raise SystemExit(problem)
 
 
-def check_logits(found: Any, expected: Any, what: str) -> None:
+def check_equal(found: Any, expected: Any, what: str) -> None:
     """Equal to the last bit."""
     check(found.shape == expected.shape, f"{what} have shape {found.shape}, not {expected.shape}")
     if not found.equal(expected):
@@ -85,12 +171,24 @@ def check_logits(found: Any, expected: Any, what: str) -> None:
         raise SystemExit(f"{what} differ from the proof by up to {difference:.3g}")
 
 
-def check_tokenizer(tokenizer: Any, facts: dict[str, str], expected: list[int]) -> None:
-    """The same ids for the same text, and the same text back."""
-    found = tokenizer(facts["text"])["input_ids"]
+def check_scores(found: dict[int, float], expected: Any) -> None:
+    """Probabilities that a pipeline gives, the largest among them; it loads weights where it likes, see `aligned`."""
+    scores = {number: expected[number].item() for number in found}
+    close = all(abs(found[number] - scores[number]) < 1e-4 for number in found)
+    check(close, f"the pipeline gives the probabilities {found}, not {scores}")
+    check(max(found.values()) > expected.max().item() - 1e-4, f"the pipeline gives {found}, not the likeliest")
+
+
+def prove_tokenizer(source: str, proof: Proof) -> Any:
+    """The same ids for the same text, and the same text back; returns the tokenizer."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+    found, expected = tokenizer(proof.facts["text"])["input_ids"], proof.tensors["text_ids"].tolist()
     check(found == expected, f"the tokenizer gives {found}, not {expected}")
     decoded = tokenizer.decode(found)
-    check(decoded == facts["decoded"], f"the tokenizer decodes to {decoded!r}, not {facts['decoded']!r}")
+    check(decoded == proof.facts["decoded"], f"the tokenizer decodes to {decoded!r}, not {proof.facts['decoded']!r}")
+    return tokenizer
 
 
 def check_generation(model: Any, tokenizer: Any, ids: Any) -> None:
@@ -105,6 +203,14 @@ def check_generation(model: Any, tokenizer: Any, ids: Any) -> None:
     cached, uncached = (model.generate(**greedy, use_cache=use_cache) for use_cache in (True, False))
     check(cached.equal(uncached), f"generated with cache: {cached.tolist()}, without: {uncached.tolist()}")
 
+
+TASKS: dict[str, Callable[[str, Proof, str], None]] = {
+    "causal_lm": prove_causal_lm,
+    "masked_lm": prove_masked_lm,
+    "image_classification": prove_image_classification,
+    "image_generation": prove_image_generation,
+}
+"""How each task is proved."""
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -10,37 +10,32 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
-from ..nn.tasks.causal_lm import ParibusForCausalLM
+from ..nn.task import TaskModel
 from ..training.files import sync_file, sync_folder
 from .card import model_card
-from .flatten import AUTO_MAP, ENTRY, flatten
+from .flatten import ENTRY, flatten
+from .form import FORMS, Form, Symbols, task_name
 
 PROOF = "proof.safetensors"
-_PROOF_ROWS, _PROOF_TOKENS = 2, 64
-_PROOF_TEXT = "Ceteris paribus, naïvely."
 
 
 class ProofFailed(RuntimeError):
     """What was written does not load, or does not compute what the model computes."""
 
 
-def publish_model(
-    model: ParibusForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    *,
-    card: Mapping[str, object],
-    name: str,
-) -> Path:
+def publish_model(model: TaskModel, symbols: Symbols, out: Path, *, card: Mapping[str, object], name: str) -> Path:
     """Write `model` and all code that it needs to the folder `out`, proved to load without this library.
 
     Args:
+        symbols: what the model's numbers stand for: the tokenizer of a model of text, the names of the classes of a
+            model of images.
         out: absent, empty, or an earlier publication, which is replaced once the new one is proved.
         card: measured facts for the model card: label -> number or short text.
         name: the card's title.
@@ -49,28 +44,27 @@ def publish_model(
         `out`.
 
     Raises:
-        ValueError: `out` holds something else; the tokenizer has more tokens than the model; or a file of the
-            model cannot be published.
+        ValueError: `out` holds something else; the symbols are not the model's; a file of the model cannot be
+            published; or a package that this task needs is not installed.
         ProofFailed: a bare process could not load it or found other numbers; what was written is kept beside
             `out`, which stays as it was.
     """
     out = out.absolute()
     if out.exists() and not (out.is_dir() and (_is_publication(out) or not any(out.iterdir()))):
         raise ValueError(f"'{out}' exists and is not a published model; choose another folder")
-    known = model.config.vocab_size
-    if len(tokenizer) > known:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens; the model knows {known}")
-    sources, blocks = flatten(model.config.blocks)
+    task = model.config.task["name"]
+    sources, blocks = flatten(task, model.config.blocks)
     model = copy.deepcopy(model).cpu().eval()
     model.config.blocks = blocks
-    model.config.auto_map = dict(AUTO_MAP)
+    form: Form = FORMS.component(task, Form)(model, symbols)
     work = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    work.mkdir(parents=True)
+    code = work / form.code
+    code.mkdir(parents=True)
     try:
         for module, text in sources.items():
-            (work / f"{module}.py").write_text(text, encoding="utf-8")
-        (work / "README.md").write_text(model_card(model, card, name=name, folder=out.name), encoding="utf-8")
-        _write_model(model, tokenizer, work)
+            (code / f"{module}.py").write_text(text, encoding="utf-8")
+        (work / "README.md").write_text(model_card(form, card, name=name, folder=out.name), encoding="utf-8")
+        _write_model(form, work)
         _prove(work)
     except ProofFailed:
         raise
@@ -81,49 +75,47 @@ def publish_model(
     return out
 
 
-def load_published(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal language model and the tokenizer in a Hugging Face folder, by the code in that folder.
+def load_published(folder: Path) -> tuple[Any, Any]:
+    """The model in a Hugging Face folder, by the code in that folder, and what its numbers stand for.
+
+    Returns:
+        The model, and its tokenizer or the names of its classes. A folder that was not published from here is taken
+        for a causal language model.
 
     Raises:
         ValueError: the folder holds no model.
     """
-    if not (folder / "config.json").is_file():
+    code = folder / ("denoiser" if (folder / "model_index.json").is_file() else ".")
+    if not (code / "config.json").is_file():
         raise ValueError(f"'{folder}' is not a published model: it has no config.json")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), tokenizer
+    config = AutoConfig.from_pretrained(code, trust_remote_code=True)
+    form: type[Form] = FORMS.component(task_name(config), Form)
+    model = getattr(transformers, form.auto_class).from_pretrained(code, trust_remote_code=True)
+    return model, form.read_symbols(folder, model.config)
 
 
 def _is_publication(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", PROOF, f"{ENTRY}.py"))
-
-
-def _write_model(model: ParibusForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights, configs, tokenizer and proof."""
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    # generate() continues each row from its last column. The side is saved only if it was given at the start.
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    _write_proof(model, tokenizer, folder / PROOF)
+    return (folder / PROOF).is_file() and any(
+        (place / f"{ENTRY}.py").is_file() for place in (folder, folder / "denoiser")
+    )
 
 
 @torch.no_grad()
-def _write_proof(model: ParibusForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Ids and the logits they give here and now, with what the last bits depend on."""
-    length = min(_PROOF_TOKENS, model.config.max_position_embeddings)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (_PROOF_ROWS, length), generator=generator)
-    text_ids = tokenizer(_PROOF_TEXT)["input_ids"]
-    tensors = {"input_ids": ids, "logits": model(ids).logits, "text_ids": torch.tensor(text_ids)}
-    facts: dict[str, str] = {
+def _write_model(form: Form, folder: Path) -> None:
+    """Weights, configs, what stands beside them, and the proof with what its last bits depend on."""
+    classes = {"AutoConfig": "ParibusConfig", "AutoModel": "ParibusModel"}
+    classes[form.auto_class] = type(form.model).__name__
+    form.model.config.auto_map = {auto_class: f"{ENTRY}.{name}" for auto_class, name in classes.items()}
+    form.write(folder)
+    form.model.save_pretrained(folder / form.code)
+    tensors, facts = form.proof(folder)
+    known = {
+        "task": form.model.config.task["name"],
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "text": _PROOF_TEXT,
-        "decoded": str(tokenizer.decode(text_ids)),
     }
-    save_file(tensors, path, metadata=facts)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / PROOF, metadata=known | facts)
 
 
 def _prove(folder: Path) -> None:

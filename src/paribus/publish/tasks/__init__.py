@@ -1,0 +1,1 @@
+"""How the models of each task are published, one file and one card a task."""
