@@ -73,6 +73,11 @@ def _tokens(parser: argparse.ArgumentParser, default: int = 4096) -> None:
     parser.add_argument("--tokens", type=positive, default=default, help="tokens in a batch; at least one row")
 
 
+def _clock(parser: argparse.ArgumentParser) -> None:
+    text = "the processor's stands still while others run, and tells nothing of several threads"
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help=text)
+
+
 def _kernels(parser: argparse.ArgumentParser) -> None:
     _lengths(parser, 512, 2048, 8192)
     _tokens(parser)
@@ -107,8 +112,18 @@ def _training_speed(parser: argparse.ArgumentParser) -> None:
     _tokens(parser)
     _mixers(parser, "attention")
     parser.add_argument("--shapes", nargs="+", choices=("demo", "odd", "wide"), default=["demo", "odd", "wide"])
-    text = "the processor's stands still while others run, and tells nothing of several threads"
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help=text)
+    _clock(parser)
+
+
+def _two_directional(parser: argparse.ArgumentParser) -> None:
+    _lengths(parser, 256)
+    _tokens(parser)
+    _shape(parser, 256, 4)
+    text = "tokens that BERT and ours know; 256 is bytes"
+    parser.add_argument("--vocabularies", nargs="+", type=positive, default=[256, 8192], help=text)
+    text = "rows of pixels, in patches of 4 x 4, that ViT and ours read"
+    parser.add_argument("--image-sizes", nargs="+", type=positive, default=[32], help=text)
+    _clock(parser)
 
 
 def _memory(parser: argparse.ArgumentParser) -> None:
@@ -126,4 +141,5 @@ BENCHMARKS: dict[str, tuple[str, Add]] = {
     "memory": ("peak memory of a training step: plain, gradient checkpointing, reversible", _memory),
     "precision": ("training steps in bfloat16 beside float32", _precision),
     "training_speed": ("our transformer beside transformers' Llama with the same weights", _training_speed),
+    "two_directional": ("our masked language model beside BERT, our image classifier beside ViT", _two_directional),
 }

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from paribus.benchmarks import memory, record, whole
+from paribus.benchmarks.command import BENCHMARKS
 from paribus.benchmarks.kernels import CASES, WITHOUT_REFERENCE, saved_bytes
 from paribus.benchmarks.timing import interleaved, ratios
 from paribus.cli import main
@@ -140,14 +141,14 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 
 def test_without_a_name_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[str, dict[str, Any]]] = []
-    for name in ("kernels", "models", "decoding", "memory", "precision", "training_speed"):
+    for name in BENCHMARKS:
 
         def noted(name: str = name, **options: Any) -> None:
             called.append((name, options))
 
         monkeypatch.setattr(f"paribus.benchmarks.{name}.bench", noted)
     assert main(["bench"]) == 0
-    assert [name for name, _ in called] == ["kernels", "models", "decoding", "memory", "precision", "training_speed"]
+    assert [name for name, _ in called] == list(BENCHMARKS)
     assert all(options["rounds"] == 7 and options["threads"] == 1 for _, options in called)
 
 
