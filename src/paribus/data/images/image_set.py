@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...nn.settings import nearest
+from paribus.nn.settings import nearest
+
 from ..cache import prepared_folder, stable_hash
 from .local import HubImages, LocalImages
 from .pixels import squared

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ...nn.registry import Registry
+from paribus.nn.registry import Registry
+
 from .pixels import INSTALL
 
 

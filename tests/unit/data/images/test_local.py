@@ -10,9 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from paribus.data.images.batches import ImageBatches
+from paribus.data.images.batches import ImageBatches, held_out_images
 from paribus.data.images.image_set import find_source, prepare
 from paribus.data.images.local import HubImages, LocalImages
 from paribus.data.images.spec import Images
@@ -80,6 +81,19 @@ def test_the_same_images_elsewhere_are_the_same_data(write_images: WriteImages, 
     here, there = (prepare(str(tmp_path / name), 6, cache) for name in ("own", "moved"))
     assert here.folder != there.folder
     assert here.manifest_hash == there.manifest_hash
+
+
+def test_classes_are_part_of_what_is_held_out(write_images: WriteImages, cache: Path) -> None:
+    folder = write_images()
+    before = held_out_images(Images(str(folder)), "test", 6, 3, cache, None)
+    (folder / "cat").rename(folder / "elk")
+    renamed = held_out_images(Images(str(folder)), "test", 6, 3, cache, None)
+    (folder / "dog").rename(folder / "cat")
+    (folder / "elk").rename(folder / "dog")
+    swapped = held_out_images(Images(str(folder)), "test", 6, 3, cache, None)
+    assert torch.equal(before.pixels, renamed.pixels) and torch.equal(before.pixels, swapped.pixels)
+    assert renamed.class_names == ("dog", "elk") and swapped.class_names == before.class_names
+    assert len({before.sha256, renamed.sha256, swapped.sha256}) == 3
 
 
 def test_a_changed_folder_is_prepared_anew(write_images: WriteImages, cache: Path) -> None:
