@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from ..order import permutation
 from .image_set import prepare
 from .spec import Images
 
-BLACK = -1.0
 CHANNELS = (1, 3)
 LUMINANCE = (299, 587, 114)
 """Red, green and blue in thousandths of a grey image (ITU-R BT.601); they sum to 1000, so that grey stays as it is."""
@@ -82,12 +82,9 @@ class ImageBatches:
     def batch(self, step: int) -> ImageBatch:
         """Batch number `step`, from 0."""
         first = step * self.data.batch_size
-        numbers = range(first, first + self.data.batch_size)
-        images = [self.image(number) for number in numbers]
-        pixels = as_tensor(self.pixels[images], self.num_channels)
-        augmented = [augment(image, self.data, number) for image, number in zip(pixels, numbers, strict=True)]
+        images = [self.image(number) for number in range(first, first + self.data.batch_size)]
         return ImageBatch(
-            pixels=torch.stack(augmented),
+            pixels=as_tensor(augment(self.pixels[images], self.data, first), self.num_channels),
             classes=torch.from_numpy(self.classes[images]),
             counts={self.data.images: self.data.batch_size},
         )
@@ -133,20 +130,26 @@ def held_out_images(
 
 def as_tensor(pixels: np.ndarray, num_channels: int) -> Tensor:
     """Images uint8 [N, height, width, 3] as float32 [N, num_channels, height, width] from -1 to 1."""
+    channels = np.moveaxis(pixels, -1, 1)
     if num_channels == 1:
-        thousandths = pixels.astype(np.int64) @ np.array(LUMINANCE)
-        pixels = ((thousandths + 500) // 1000)[..., None]
-    channels_first = np.ascontiguousarray(np.moveaxis(pixels, -1, 1), dtype=np.float32)
-    return torch.from_numpy(channels_first) / 127.5 - 1
+        red, green, blue = (share * channels[:, i].astype(np.uint32) for i, share in enumerate(LUMINANCE))
+        channels = ((red + green + blue + 500) // 1000)[:, None]
+    values: np.ndarray = np.ascontiguousarray(channels, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return torch.from_numpy(values)
 
 
-def augment(image: Tensor, data: Images, number: int) -> Tensor:
-    """Image `number` of a run, [C, size, size], cropped and mirrored as the settings say."""
-    top, left, flip = _draws(data.seed, number, (2 * data.crop + 1, 2 * data.crop + 1, 2))
-    if data.crop:
-        padded = torch.nn.functional.pad(image, (data.crop,) * 4, value=BLACK)
-        image = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
-    return image.flip(-1) if data.flip and flip else image
+def augment(pixels: np.ndarray, data: Images, first: int) -> np.ndarray:
+    """Images `first` and following of a run, uint8 [N, size, size, 3], cropped and mirrored as the settings say."""
+    edge, places = data.crop, 2 * data.crop + 1
+    numbers = range(first, first + len(pixels))
+    draws = np.array([_draws(data.seed, number, (places, places, 2)) for number in numbers])  # N 3
+    padded = np.pad(pixels, ((0, 0), (edge, edge), (edge, edge), (0, 0)))  # with zeros, which are black
+    windows = sliding_window_view(padded, pixels.shape[1:3], axis=(1, 2))  # N places places 3 size size
+    shown = windows[np.arange(len(pixels)), draws[:, 0], draws[:, 1]]  # N 3 size size
+    if data.flip:
+        mirrored = draws[:, 2] == 1
+        shown[mirrored] = shown[mirrored][..., ::-1]
+    return np.moveaxis(shown, 1, -1)
 
 
 def _draws(seed: int, number: int, choices: Sequence[int]) -> list[int]:

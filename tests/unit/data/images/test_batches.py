@@ -82,37 +82,39 @@ def test_grey_images_lose_nothing_as_one_channel() -> None:
 
 def cut(image: np.ndarray, crop: int, top: int, left: int, flip: bool) -> np.ndarray:
     """Pixel by pixel: what is shown when a window of the image's size moves over it, and is mirrored."""
-    shown = np.full_like(image, -1.0)
-    channels, height, width = image.shape
-    for c, y, x in np.ndindex(channels, height, width):
+    shown = np.zeros_like(image)
+    height, width, _ = image.shape
+    for y, x in np.ndindex(height, width):
         row, column = y + top - crop, x + left - crop
         if 0 <= row < height and 0 <= column < width:
-            shown[c, y, width - 1 - x if flip else x] = image[c, row, column]
+            shown[y, width - 1 - x if flip else x] = image[row, column]
     return shown
 
 
 @pytest.mark.parametrize(("crop", "flip"), [(0, False), (1, False), (0, True), (1, True), (2, True)])
 def test_augmentation(crop: int, flip: bool) -> None:
     """Each result is a crop, mirrored or not; all of them occur, about equally often."""
-    image = as_tensor(noise(1, size=5), 3)[0]
+    image = noise(1, size=5)
     places = range(2 * crop + 1)
     choices = [(top, left, flipped) for top in places for left in places for flipped in {False, flip}]
-    known = {cut(image.numpy(), crop, *choice).tobytes(): choice for choice in choices}
+    known = {cut(image[0], crop, *choice).tobytes(): choice for choice in choices}
     assert len(known) == len(choices)
     settings = Images("digits", crop=crop, flip=flip)
     drawn = 40 * len(choices)
-    counts = Counter(known[augment(image, settings, number).numpy().tobytes()] for number in range(drawn))
+    together = augment(image.repeat(drawn, axis=0), settings, 0)
+    counts = Counter(known[shown.tobytes()] for shown in together)
     assert set(counts) == set(choices)
     assert all(15 < count < 70 for count in counts.values()) or len(choices) == 1
+    assert np.array_equal(augment(image, settings, 11)[0], together[11])
 
 
 def test_batches_are_augmented_by_the_number_of_their_images(images_cache: Path) -> None:
-    settings = {"batch_size": 6, "crop": 2, "flip": True}
-    plain, augmented = batches_of(images_cache, batch_size=6), batches_of(images_cache, **settings)
+    plain, augmented = batches_of(images_cache, batch_size=6), batches_of(images_cache, batch_size=6, crop=2, flip=True)
     for step in (0, 400):
-        for row, image in enumerate(plain.batch(step).pixels):
-            expected = augment(image, augmented.data, 6 * step + row)
-            assert torch.equal(augmented.batch(step).pixels[row], expected)
+        images = [plain.image(6 * step + row) for row in range(6)]
+        expected = augment(plain.pixels[images], augmented.data, 6 * step)
+        assert torch.equal(plain.batch(step).pixels, as_tensor(plain.pixels[images], 3))
+        assert torch.equal(augmented.batch(step).pixels, as_tensor(expected, 3))
 
 
 def test_held_out_images(images_cache: Path) -> None:
