@@ -74,6 +74,7 @@ MUTANTS = {
     ),
     "meta": (BEGIN, f"{BEGIN}        self.table = nn.Parameter(torch.zeros(1, device='cpu'))\n"),
     "names_and_buffers": (BEGIN, f"{BEGIN}        self.beta = nn.Parameter(torch.zeros(1))\n"),
+    "tasks": ("causal=self.placement.causal,", "causal=True,"),
 }
 """For each check: a piece of the attention mixer's text, what replaces it, and so on."""
 
@@ -119,6 +120,7 @@ ALONE_MUTANTS = {
     "pure": ("self.up(x)", "self.up(x) * 1.1**self.training"),
     "expansion": ("config.expansion", "max(2, config.expansion)"),
     "gradient_values": ("self.up(x)", "self.up(x.detach())"),
+    "tasks": ("self.up(x)", "self.up(x).detach()"),
 }
 """For a check of channel mixers that look at each token alone: a piece of the gated unit's text, what replaces it."""
 

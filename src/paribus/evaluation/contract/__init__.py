@@ -20,6 +20,7 @@ from .construction import CONSTRUCTION
 from .numerics import NUMERICS
 from .semantics import NEIGHBOUR_SEMANTICS, SEMANTICS
 from .subjects import CHANNEL, MIXER, NEIGHBOUR, Check, Kind
+from .tasks import TASK_CHECKS
 
 __all__ = [
     "CHANNEL_CHECKS",
@@ -33,7 +34,8 @@ __all__ = [
 
 
 def _of_kind(kind: Kind, checks: Mapping[str, Check]) -> dict[str, Callable[[str], None]]:
-    return {check: partial(function, kind) for check, function in {**checks, **NUMERICS, **CONSTRUCTION}.items()}
+    all_checks = {**checks, **NUMERICS, **CONSTRUCTION, **TASK_CHECKS}
+    return {check: partial(function, kind) for check, function in all_checks.items()}
 
 
 CHECKS = _of_kind(MIXER, SEMANTICS)
