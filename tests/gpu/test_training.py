@@ -85,7 +85,7 @@ def run_of(task: str, text: Path, device: torch.device) -> Run:
     model |= {"causal": False, "task": {"name": task}}
     if task == "masked_lm":
         return small.run(text, model=model, device=device.type)
-    image = {"size": 8, "patch_size": 2, "num_channels": 1, "scan": "alternate"}
+    image = {"size": 8, "patch_size": 2, "num_channels": 3, "scan": "alternate"}
     few = {"points": 1, "validation_images": 20, "test_images": 20}
     data = {"images": "digits", "batch_size": 16, "crop": 1}
     values = {"data": data, "evaluation": few, "device": device.type}
