@@ -95,8 +95,8 @@ def judge_run(images: str, image: ImageConfig, num_classes: int) -> Run:
         "task": {"name": "image_classification", "num_classes": num_classes},
         "image": {"size": image.size, "patch_size": _patch_size(image.size), "num_channels": image.num_channels},
         "causal": False,
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
         "position": "learned",
         "blocks": {"main": block},
     }
@@ -104,7 +104,7 @@ def judge_run(images: str, image: ImageConfig, num_classes: int) -> Run:
         "name": "judge",
         "model": model,
         "data": {"images": images, "batch_size": 64, "crop": image.size // 14},
-        "budget": {"steps": 1200},
+        "budget": {"steps": 700},
         "optimizer": {"lr": 3e-3},
         "evaluation": {"points": 1, "validation_images": 500, "test_images": 10_000},
     }
@@ -112,13 +112,15 @@ def judge_run(images: str, image: ImageConfig, num_classes: int) -> Run:
 
 
 def _patch_size(size: int) -> int:
-    """The smallest patches, of 2 pixels at least, of which there are no more than 8 x 8."""
-    return next(patch for patch in range(2, size + 1) if size % patch == 0 and size // patch <= 8)
+    """The smallest patches of which there are no more than 4 x 4: few tokens, so that a judge costs a minute."""
+    return next(patch for patch in range(1, size + 1) if size % patch == 0 and size // patch <= 4)
 
 
 def _of_cache(run: Run, cache: Path) -> Judge:
     """The model of `run`, trained if no process has done so."""
-    key = stable_hash([run.fingerprint(), source_hashes(run), _manifests(run, cache)])
+    # A judge outlives changes of the code, but not those of the model that its weights belong to.
+    sources = {name: digest for name, digest in source_hashes(run).items() if name.startswith("nn/")}
+    key = stable_hash([run.fingerprint(), sources, _manifests(run, cache)])
     folder = cache / "judges" / key[:16]
     prepared_folder(folder, lambda place: _train_apart(run, place, cache))
     model = build_model(run)

@@ -47,8 +47,9 @@ class Condition(nn.Module):
     def forward(self, times: Tensor, classes: Tensor) -> Tensor:
         """[B] times from 0 to 1 and [B] classes -> [B, D]."""
         weight = self.time_in.weight
-        exponents = torch.arange(_FREQUENCIES, device=times.device, dtype=torch.float32) / _FREQUENCIES
-        angles = times.float()[:, None] * _TIME_SCALE * _LOWEST_FREQUENCY**exponents
+        exact = torch.promote_types(weight.dtype, torch.float32)  # half precision cannot tell angles near 1000 apart
+        exponents = torch.arange(_FREQUENCIES, device=times.device, dtype=exact) / _FREQUENCIES
+        angles = times.to(exact)[:, None] * _TIME_SCALE * _LOWEST_FREQUENCY**exponents
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(weight.dtype)
         c: Tensor = self.time_out(functional.silu(self.time_in(waves))) + self.table(classes)
         return c
