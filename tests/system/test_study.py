@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from paribus.cli import main
+from paribus.studies import command
 from paribus.studies.result import from_json
 from paribus.training.files import read_json, write_json
+from tests.system.test_report_in_browser import chromium, opened
+from tests.unit.studies.example_study import example_tasks
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +36,8 @@ def test_a_study_end_to_end(
     path = tmp_path / "0001_tiny" / "study.py"
     path.parent.mkdir()
     path.write_text(STUDY.format(text=str(text)))
-    command = ["study", str(path), "--workers", "1"]
-    assert main(command) == 0
+    words = ["study", str(path), "--workers", "1"]
+    assert main(words) == 0
     printed = capsys.readouterr()
     folder = tmp_path / "runs" / "0001_tiny"
     assert printed.err == ""
@@ -65,15 +70,15 @@ def test_a_study_end_to_end(
     assert main(["evaluate", str(published), "--corpus", str(text), "--documents", "6"]) == 0
     assert "bits per byte" in capsys.readouterr().out
 
-    check_again(command, folder, capsys)
+    check_again(words, folder, capsys)
 
 
-def check_again(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def check_again(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calling again trains nothing; changed code is refused unless it is accepted."""
     runs = [path for path in folder.parent.glob("*/result.json") if path.parent != folder]
     before = {path: path.stat().st_mtime_ns for path in runs}
     first = from_json((folder / "result.json").read_text())
-    assert main([*command, "--no-publish"]) == 0
+    assert main([*words, "--no-publish"]) == 0
     again = from_json((folder / "result.json").read_text())
     assert (again.verdicts, again.audit, again.arms) == (first.verdicts, first.audit, first.arms)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -82,11 +87,11 @@ def check_again(command: list[str], folder: Path, capsys: pytest.CaptureFixture[
     record = read_json(record_path)
     write_json(record_path, {**record, "sources": {**record["sources"], "nn/block.py": "0"}})
     capsys.readouterr()
-    assert main([*command, "--no-publish"]) == 2
+    assert main([*words, "--no-publish"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "is stale: nn/block.py changed since" in line
-    assert main([*command, "--no-publish", "--accept-stale"]) == 0
+    assert main([*words, "--no-publish", "--accept-stale"]) == 0
     stale = from_json((folder / "result.json").read_text())
     assert stale.audit.confounds == ("code outside the varied components differ between runs",)
     assert stale.verdicts == first.verdicts
@@ -104,3 +109,67 @@ def test_the_smoke_variant(
     path.write_text(STUDY.format(text=str(text)).replace("smoke = ", "unnamed = "))
     assert main(["study", str(path), "--smoke"]) == 2
     assert "defines no Study called 'smoke'" in capsys.readouterr().err
+
+
+TASKS = """
+from pathlib import Path
+from tests.unit.studies.test_tasks import CAUSAL, DIGITS, over_tasks
+study = over_tasks(Path({text!r}), causal=CAUSAL, digits=DIGITS)
+"""
+
+
+def test_what_cannot_be_published_costs_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The other levels' best arms are published all the same."""
+    published = []
+
+    def refuse_images(run: Path, out: Path) -> None:
+        if "digits" in out.name:
+            raise ValueError("a classifier needs colours")
+        published.append(out.name)
+
+    monkeypatch.setattr(command, "publish_run", refuse_images)
+    output = io.StringIO()
+    for arm in example_tasks().arms:
+        command._publish(Console(file=output, width=120), arm, tmp_path)
+    assert published == [f"{tmp_path.name}-attention+text", f"{tmp_path.name}-gla+text"]
+    assert "attention+digits is not published: a classifier needs colours" in output.getvalue()
+    assert output.getvalue().count("a sample of its text") == 2
+
+
+def test_two_mixers_under_two_tasks(
+    text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One matrix of both; both tasks' best models are published; nothing is trained twice."""
+    monkeypatch.setenv("PARIBUS_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tasks.py"
+    path.write_text(TASKS.format(text=str(text)))
+    assert main(["study", str(path), "--workers", "2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    folder = tmp_path / "runs" / "tasks"
+    result = from_json((folder / "result.json").read_text())
+    assert result.audit.confounds == ()
+    assert {verdict.arm: verdict.reference for verdict in result.verdicts} == {
+        "gla+causal": "attention+causal",
+        "gla+digits": "attention+digits",
+    }
+    for task, metric in (("causal", "bits per byte"), ("digits", "share of images misclassified")):
+        assert metric in printed.out
+        arms = [arm for arm in result.arms if arm.labels["task"] == task]
+        best = min(arms, key=lambda arm: arm.mean or 0.0)
+        assert f"published {Path('runs') / 'tasks' / f'tasks-{best.name}'}" in printed.out
+        assert (folder / f"tasks-{best.name}" / "README.md").is_file()
+    assert printed.out.count("a sample of its text") == 1
+    assert "base64" not in printed.out
+    runs = [path for path in folder.parent.glob("*/result.json") if path.parent != folder]
+    before = {path: path.stat().st_mtime_ns for path in runs}
+    assert len(runs) == 2 * 2 * 2
+    (folder / "result.json").unlink()
+    assert main(["study", str(path), "--no-publish"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in runs} == before
+    assert from_json((folder / "result.json").read_text()).verdicts == result.verdicts
+    with chromium() as browser, opened(browser, (folder / "report.html").as_uri()) as page:
+        assert page.locator("#samples img").count() == 2
+        assert page.locator("canvas").count() == 2 * 4, "curves, gradients and two charts of activations"
+        assert "the same held-out" in page.inner_text("#audit")

@@ -66,8 +66,12 @@ def _publish(console: Console, best: ArmResult, folder: Path) -> None:
     """Publish the best arm of a level, by the run of its first finished seed."""
     run = next(seed for seed in best.seeds if seed.status == "finished")
     out = folder / f"{folder.name}-{best.name}"
-    with console.status(f"publishing {best.name} and proving that it loads"):
-        publish_run(Path(run.run_folder), out)
+    try:
+        with console.status(f"publishing {best.name} and proving that it loads"):
+            publish_run(Path(run.run_folder), out)
+    except ValueError as problem:  # the study has its answer, and the other levels their best arms
+        _print_plainly(console, f"{best.name} is not published: {problem}")
+        return
     _print_plainly(console, f"published {out}")
     if best.sample and not best.sample.startswith(PICTURE):
         console.print("\n[bold]a sample of its text[/bold]")

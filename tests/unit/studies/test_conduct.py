@@ -230,11 +230,11 @@ def test_divergence_is_in_the_verdict(text: Path, cache: Path, tmp_path: Path) -
     absurd = next(arm for arm in result.arms if arm.name == "absurd")
     assert absurd.mean is None and absurd.sample == ""
     assert all("is nan at step" in (seed.divergence or "") for seed in absurd.seeds)
-    every, _ = conducted(replace(study, tune={"schedule.warmup": [0.1, 0.4]}), tmp_path, cache)
+    every, _ = conducted(replace(study, tune={"schedule.warmup": [0.02, 0.04]}), tmp_path, cache)
     assert [verdict.outcome for verdict in every.verdicts] == ["diverged"], "it is a result that nothing tames an arm"
     absurd = next(arm for arm in every.arms if arm.name == "absurd")
     tried = [(point.values["schedule.warmup"], point.diverged, point.chosen) for point in absurd.tuning]
-    assert tried[:2] == [(0.1, True, False), (0.4, True, False)]
+    assert tried[:2] == [(0.02, True, False), (0.04, True, False)]
     assert tried[-1][1:] == (True, True)
 
 

@@ -25,7 +25,7 @@ DIGITS = Leaves(
     {
         "model.task": {"name": "image_classification", "num_classes": 10},
         "model.causal": False,
-        "model.image": {"size": 8, "patch_size": 2, "num_channels": 1},
+        "model.image": {"size": 8, "patch_size": 2},
         "data": {"images": "digits", "batch_size": 4},
         "evaluation.test_images": 50,
     }
