@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from safetensors.torch import load_file
 
 import paribus
 from paribus.cli import main
+from paribus.nn.task import TASKS
 from paribus.publish import load_published
 from paribus.studies.result import from_json
+from paribus.training.files import read_json
 from paribus.training.journal import read_journal
 
 pytestmark = pytest.mark.slow
@@ -164,6 +167,31 @@ def live_inside() -> None:
     live("zzz")
 
 
+def live_in_tasks(name: str) -> None:
+    """Train and judge the mixer `name` in each task, in the current folder; the model and its data are the task's."""
+    image, digits = {"size": 8, "patch_size": 2, "num_channels": 3}, {"images": "digits", "batch_size": 4}
+    few = {"points": 1, "validation_images": 8, "test_images": 8, "sampling": {"num_images": 0}}
+    in_task: dict[str, dict[str, Any]] = {
+        "causal_lm": {"task": {"name": "causal_lm", "prefix": True}},
+        "masked_lm": {"causal": False},
+        "image_classification": {"causal": False, "image": image},
+        "image_generation": {"causal": False, "image": image, "residual": "adaln_zero"},
+    }
+    assert sorted(in_task) == TASKS.names()
+    for task, model in in_task.items():
+        residual = model.pop("residual", "pre")
+        block = {"mixer": {"name": name}, "channel": {"name": "glu"}, "residual": {"name": residual}}
+        settings = {**RUN, "name": task, "model": {**MODEL, "task": {"name": task}, **model, "blocks": {"main": block}}}
+        if "image" in model:
+            settings |= {"data": digits, "evaluation": few}
+        if task == "causal_lm":
+            settings["objective"] = {"max_prefix_share": 0.5}
+        Path("task.json").write_text(json.dumps({**settings, "budget": {"steps": 2}}))
+        command("run", "task.json")
+        (folder,) = Path("runs").glob(f"{task}-*")
+        assert read_json(folder / "result.json")["status"] == "finished"
+
+
 def check_reload() -> None:
     """What was published loads and gives the logits of its proof."""
     model, _ = load_published(Path("published"))
@@ -193,6 +221,7 @@ def test_a_file_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     mine.parent.mkdir(parents=True)
     mine.write_text(MINE)
     live(str(mine))
+    live_in_tasks(str(mine))
     mine.unlink()
     check_reload()
 
