@@ -150,12 +150,12 @@ def test_a_run_is_resumed_to_the_bit(tmp_path: Path, cache: Path, monkeypatch: p
 
 def test_digits_are_learnt_better_than_the_commonest_class(tmp_path: Path, cache: Path) -> None:
     data = {"images": "digits", "batch_size": 32}
-    run = run_of(data=data, budget={"steps": 150}, objective={}, optimizer={"lr": 0.01})
+    run = run_of(data=data, budget={"steps": 40}, objective={}, optimizer={"lr": 0.01})
     result = train(run, tmp_path / "run", cache)
-    lines = {line.name: line.score for line in make_task(run).baselines((), 150, cache)}
+    lines = {line.name: line.score for line in make_task(run).baselines((), 40, cache)}
     assert lines["nearest image"] < 0.05 < lines["majority class"]
     assert lines["linear classifier"] < 0.2
-    assert result["scores"]["test"]["error_rate"] < 0.4 < lines["majority class"]
+    assert 0 < result["scores"]["test"]["error_rate"] < 0.5 < lines["majority class"]
     assert result["metric"] == "error_rate"
     check_result(result, *load_run(tmp_path / "run"), cache)
 
