@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paribus.evaluation.cost import training_flops
 from paribus.nn.initialization import initialize
 from paribus.nn.loss import IGNORE
 from paribus.nn.model_settings import read_model_config
@@ -71,6 +72,18 @@ def test_loss_and_gradients(kind: str, z_loss: float) -> None:
         torch.testing.assert_close(found, right, msg=name)
     if "factors" in kind and "tied" in kind:
         assert one.head.weight is one.model.embedding.table.weight and one.head.weight.shape == (V, 5)
+
+
+def test_only_hidden_places_cost_a_prediction() -> None:
+    """Logits, and gradients of what they are the product of: three products of D x V for each place with a label."""
+    one, (ids, labels) = model().train(), batch()
+    flops = [
+        training_flops(
+            one, {"input_ids": ids[row : row + 1], "labels": labels[row : row + 1]}, {"return_logits": False}
+        )
+        for row in range(B)
+    ]
+    assert (flops[0] - flops[2], flops[1] - flops[2]) == (3 * 2 * 16 * V, 3 * 3 * 2 * 16 * V)
 
 
 def test_without_any_target_the_loss_is_zero_and_so_are_gradients() -> None:
