@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from paribus.cli import main
 from paribus.data.masking import Masking
@@ -115,6 +117,31 @@ def test_the_baseline_of_frequencies_is_a_unigram_of_hidden_bytes(text: Path, ca
     hidden = b"".join(bytes(h.document.tokens[h.hidden]) for h in documents)
     expected = ByteNGram(1, read[1:-1]).bits(np.frombuffer(hidden, dtype=np.uint8)) / len(hidden)
     assert next(task.baselines((), 20, cache)).score == pytest.approx(expected)
+
+
+def words(folder: Path, **special: str) -> str:
+    """A tokenizer of whole words."""
+    vocabulary = {word: index for index, word in enumerate(["<end>", "<hide>", "?", *small.WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **special).save_pretrained(folder)
+    return str(folder)
+
+
+def test_words_are_hidden_whole_and_judged_by_their_bytes(text: Path, cache: Path, tmp_path: Path) -> None:
+    tokenizer = words(tmp_path / "words", mask_token="<hide>")
+    result = train(
+        masked_run(text, {"data.tokenizer": tokenizer, "model.task.mask_token": 1}, steps=2), tmp_path / "run", cache
+    )
+    assert result["status"] == "finished"
+    assert 3 < result["details"]["hidden_bytes"] / result["details"]["hidden_tokens"] < 4.5  # a space and 3 letters
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(text: Path, cache: Path, tmp_path: Path) -> None:
+    run = masked_run(text, {"data.tokenizer": words(tmp_path / "words")})
+    with pytest.raises(ValueError, match="words' has no mask token, which the task masked_lm needs"):
+        train(run, tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("scheme", ["bert", "all_mask"])
