@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from paribus.data.corpus import find_source
+from paribus.data.images.image_set import find_source as find_images
+from paribus.data.images.spec import Images
 from paribus.nn.backbone import on_meta, parameter_count
 from paribus.nn.model_settings import read_model_config
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
@@ -21,8 +23,11 @@ def test_a_recipe_is_a_run(path: Path) -> None:
     run = read_run(path)
     assert run.name == path.parent.name
     check_model(run)
-    for corpus in run.data.corpora:
-        find_source(corpus)
+    if isinstance(run.data, Images):
+        find_images(run.data.images)
+    else:
+        for corpus in run.data.corpora:
+            find_source(corpus)
     readme = (path.parent / "README.md").read_text()
     assert f"recipes/{run.name}/run.json" in readme, "it says how to start it"
     assert run.data.batch_size % (8 * run.accumulation) == 0, "eight processes share a batch evenly"
