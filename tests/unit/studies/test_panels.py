@@ -11,8 +11,8 @@ from rich.console import Console
 from paribus.evaluation.metrics import METRICS
 from paribus.studies import charts, panels, report
 from paribus.studies.result import StudyResult, from_json, to_json
-from tests.unit.studies.example_study import DIGITS, example_study, example_tasks
-from tests.unit.studies.test_report import Page
+from tests.unit.studies.example_study import DIGITS, HOSTILE, baseline, example_study, example_tasks
+from tests.unit.studies.test_report import Page, leveled
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +132,10 @@ def test_cautions_are_of_an_arms_own_level(tasks: StudyResult) -> None:
     assert len(beaten) == 2 * 2 + 2
     assert "gla+digits does not beat the trivial baseline most frequent class (0.0400)." in beaten
     assert not any("digits" in line and "byte" in line for line in beaten)
+
+
+def test_cautions_of_two_levels_of_one_task() -> None:
+    study = leveled(example_study())
+    low = dataclasses.replace(study, baselines=(baseline("byte 9-gram", 2.0),))
+    beaten = {line.split(" does not beat")[0] for line in report.cautions(low) if "does not beat" in line}
+    assert beaten == {"attention", "gla", HOSTILE, "hgrn1"}, "mlp_mixer and tnn have another reference"
