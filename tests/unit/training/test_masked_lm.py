@@ -25,11 +25,10 @@ from tests import small
 from tests.unit.training.test_resume import assert_resumes
 from tests.unit.training.test_step import trainer_of, uneven
 
-MASKED = {"model.task": {"name": "masked_lm"}, "model.causal": False}
-
 
 def masked_run(text: Path, values: dict[str, Any] | None = None, **settings: Any) -> Run:
-    return with_values(small.run(text, **settings), {**MASKED, **(values or {})})
+    task = {"model.task": {"name": "masked_lm"}, "model.causal": False}
+    return with_values(small.run(text, **settings), {**task, **(values or {})})
 
 
 def test_inputs_are_the_first_tokens_of_a_batch_masked_by_seed_and_step(text: Path, cache: Path) -> None:
