@@ -95,16 +95,17 @@ def judge_run(images: str, image: ImageConfig, num_classes: int) -> Run:
         "task": {"name": "image_classification", "num_classes": num_classes},
         "image": {"size": image.size, "patch_size": _patch_size(image.size), "num_channels": image.num_channels},
         "causal": False,
-        "hidden_size": 96,
-        "num_hidden_layers": 3,
-        "position": "learned",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "position": "learned_2d",
         "blocks": {"main": block},
     }
     settings = {
         "name": "judge",
         "model": model,
         "data": {"images": images, "batch_size": 64, "crop": image.size // 14},
-        "budget": {"steps": 700},
+        "objective": {"label_smoothing": 0.1},
+        "budget": {"steps": 1000},
         "optimizer": {"lr": 3e-3},
         "evaluation": {"points": 1, "validation_images": 500, "test_images": 10_000},
     }
