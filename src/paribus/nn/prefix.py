@@ -42,7 +42,6 @@ class Prefixed:
         Raises:
             ValueError: a token of the prefix follows others of it that an earlier call has seen.
         """
-        before = None if context is None else context.first_value
         y, after = self.mixer(x, segments=segments, state=state, keep_state=keep_state, context=context)
         if context is None or context.prefix_length is None:
             return y, after
@@ -51,9 +50,13 @@ class Prefixed:
             return y, after
         marks = inside.long() if segments is None else segments * inside
         # Its tables are its own, as positions behind the prefix are not told; its losses are those of the mixer.
-        own = replace(context, tables=context.prefix_tables, losses={}, first_value=before)
+        own = replace(context, tables=context.prefix_tables, losses={})
         both: Tensor = functional_call(self.twin, self._values(), (x,), {"segments": marks, "context": own})[0]
-        if own.first_value is not before and own.first_value is not None and context.first_value is not None:
+        if (
+            own.first_value is not None
+            and context.first_value is not None
+            and own.first_value is not context.first_value
+        ):
             layer, value = context.first_value
             context.first_value = (layer, torch.where(inside[..., None, None], own.first_value[1], value))
         return torch.where(inside[..., None], both, y), after

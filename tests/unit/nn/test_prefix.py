@@ -212,6 +212,30 @@ def test_documents_pieces_and_gradients_with_every_residual_scheme(residual: str
             close(other, kept)
 
 
+def test_layers_share_no_table_between_readings(ids: Tensor) -> None:
+    """With two directions xpos is rotary, whose table behind a prefix the next layer must not find."""
+    model = copy.deepcopy(made("attention"))
+    blocks = {
+        position: {"mixer": {"name": "attention", "position": position}, "channel": {"name": "glu"}}
+        for position in ("xpos", "rotary")
+    }
+    config = ParibusConfig(**{**model.config.to_dict(), "blocks": blocks, "layout": list(blocks)})
+    other = ParibusForCausalLM(config).double().eval()
+    other.load_state_dict(model.state_dict())
+    lengths = torch.tensor([4, 4])
+    first = other(ids[:, :6], prefix_length=lengths, use_cache=True)
+    rest = other(ids[:, 6:], prefix_length=lengths, past_key_values=first.past_key_values)
+    close(torch.cat([first.logits, rest.logits], 1), other(ids, prefix_length=lengths).logits)
+
+
+def test_padding_behind_a_prefix_is_no_part_of_it(ids: Tensor) -> None:
+    model, lengths = made("gla"), torch.tensor([3, 3])
+    first = model(ids[:, :3], prefix_length=lengths, use_cache=True)
+    mask = torch.tensor([[1] * 4, [1] * 3 + [0]])
+    rest = model(ids[:, 3:4], attention_mask=mask, prefix_length=lengths, past_key_values=first.past_key_values)
+    close(rest.logits[0], model(ids[:1, :4], prefix_length=lengths[:1]).logits[0, 3:])
+
+
 class Losing(Mixer):
     """Adds one to a loss each time that it is called."""
 
