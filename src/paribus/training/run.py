@@ -62,7 +62,7 @@ class Sampling:
     steps: int = 10
     """In which time goes from noise to image."""
     solver: Literal["euler", "heun"] = "heun"
-    guidance: float = 1.5
+    guidance: float = 2.0
     """How much the class is followed: 1 as it was learned, more exaggerates it, 0 ignores it."""
     judge: str | None = None
     """The folder of a finished run of image_classification on the same images; null: a small one, trained once."""

@@ -124,7 +124,7 @@ def test_samples_are_judged_by_their_features(folder: Path, cache: Path) -> None
 
     class Copier(torch.nn.Linear):
         def sample(self, noise: torch.Tensor, classes: torch.Tensor, **how: Any) -> torch.Tensor:
-            assert how == {"steps": 2, "solver": "heun", "guidance": 1.5}
+            assert how == {"steps": 2, "solver": "heun", "guidance": 2.0}
             assert noise.shape == (60, 1, 8, 8)
             taken = [known.pixels[known.classes == of][number // 10] for number, of in enumerate(classes.tolist())]
             return torch.stack(taken)
