@@ -21,6 +21,7 @@ from torch import nn
 
 from .folder import locked
 from .run import Run
+from .task import Task
 
 Value = TypeVar("Value")
 _DATA_PARALLEL = {"NO", "MULTI_CPU", "MULTI_GPU"}
@@ -119,16 +120,16 @@ def check_launch(accelerator: Accelerator, run: Run) -> None:
         raise ValueError(f"run: batch_size is {run.data.batch_size}; {needed}")
 
 
-def expect_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+def expect_gradients(accelerator: Accelerator, model: nn.Module, task: Task) -> None:
     """Tell the engine when some of `model`'s parameters may go without a gradient, so that no rank waits for it.
 
     Such are experts that no token chose, and what a layer learns from a layer before it that is not there. Looking for
-    them in each step costs time, so it is done only where one sequence finds any.
+    them in each step costs time, so it is done only where one row finds any.
     """
     if accelerator.num_processes == 1:
         return
-    ids = torch.zeros(1, 2, dtype=torch.long, device=accelerator.device)
-    model(input_ids=ids, targets=ids, return_logits=False).loss.backward()
+    example = {name: x.to(accelerator.device) for name, x in task.example().items()}
+    model(**example, **task.arguments).loss.backward()
     idle = any(parameter.grad is None for parameter in model.parameters())
     model.zero_grad(set_to_none=True)
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle)

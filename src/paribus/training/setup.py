@@ -122,7 +122,7 @@ def set_up(
         shard(model, accelerator.device)
     else:
         model.to(accelerator.device)
-        expect_gradients(accelerator, model)
+        expect_gradients(accelerator, model, task)
     flops_per_token = training_flops(model, task.example(), task.arguments) / task.sequence_length
     optimizer = make_optimizer(run.optimizer, model)
     average = Average(model, run.ema_decay) if run.ema_decay else None
