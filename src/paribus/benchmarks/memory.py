@@ -122,7 +122,7 @@ def build(way: str, mixer: str, layers: int, width: int, length: int) -> Paribus
     model = ParibusForCausalLM(config)
     initialize(model, seed=0)
     if way == "checkpointing":
-        model.activation_checkpointing_enable()
+        model.model.gradient_checkpointing = True
     return model.train()
 
 

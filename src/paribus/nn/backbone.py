@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -66,6 +68,7 @@ class ParibusModel(ParibusPreTrainedModel):
         self._check_streams()
         self.norm = make_norm(config.norm, config.hidden_size)
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # transformers may set another
         self.post_init()
 
     def _check_streams(self) -> None:

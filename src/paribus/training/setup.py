@@ -115,7 +115,7 @@ def set_up(
     reset_peak_memory()
     model = build_model(run)
     if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        model.model.gradient_checkpointing = True  # the method for it has another name in each version of transformers
     model.train()
     sharded = run.parallel == "shard" and accelerator.num_processes > 1  # one process has the only share
     if sharded:

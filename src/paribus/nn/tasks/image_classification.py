@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import ImageClassifierOutput as _ImageClassifierOutput
@@ -73,7 +74,8 @@ class ParibusForImageClassification(TaskModel):
         logits = self.head(features)
         loss, losses = None, None
         if labels is not None:
-            cross_entropy = functional.cross_entropy(logits.float(), labels)
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            cross_entropy = functional.cross_entropy(logits.to(wide), labels)
             loss = cross_entropy
             if hidden.losses is not None:
                 loss = sum(hidden.losses.values(), cross_entropy)

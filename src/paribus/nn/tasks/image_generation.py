@@ -134,7 +134,8 @@ class ParibusForImageGeneration(TaskModel):
         found = from_patches(patches, self.config.image_config)
         loss, losses = None, None
         if velocity is not None:
-            flow = functional.mse_loss(found.float(), velocity.float())
+            wide = torch.promote_types(found.dtype, torch.float32)
+            flow = functional.mse_loss(found.to(wide), velocity.to(wide))
             loss = flow
             if hidden.losses is not None:
                 loss = sum(hidden.losses.values(), flow)
