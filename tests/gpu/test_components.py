@@ -19,6 +19,7 @@ from paribus.nn.mixer import Mixer
 from paribus.nn.norm import NORMS, make_norm
 from paribus.nn.position_catalogue import POSITIONS
 from paribus.nn.tasks.causal_lm import ParibusForCausalLM
+from paribus.nn.tasks.image_classification import ParibusForImageClassification
 from tests.gpu.both import CPU, as_exact_in_float32, same_in_float64
 from tests.unit.nn.kernel_cases import random_segments, real
 
@@ -62,6 +63,17 @@ def language_model(**settings: Any) -> ParibusForCausalLM:
     return model.train()
 
 
+def classifier(**settings: Any) -> ParibusForImageClassification:
+    image, sizes = {"size": 8, "patch_size": 2}, {"hidden_size": 32, "num_hidden_layers": 2}
+    task = {"name": "image_classification"}
+    model = ParibusForImageClassification(
+        ParibusConfig(**sizes, image=image, task=task, causal=False, **settings)  # type: ignore[arg-type]
+    )
+    initialize(model, seed=0)
+    shake(model)
+    return model
+
+
 def text() -> dict[str, Tensor]:
     ids = torch.randint(3, VOCABULARY, (3, T), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": random_segments(3, T)}
@@ -80,7 +92,7 @@ def test_residuals(name: str, recompute: bool, device: torch.device) -> None:
     block = {"mixer": {"name": "gla"}, "channel": {"name": "glu"}, "residual": {"name": name}}
     model = language_model(blocks={"main": block})
     if recompute:
-        model.activation_checkpointing_enable()
+        model.model.gradient_checkpointing = True
     same_in_float64(name, model, text(), learn, device)
 
 
@@ -91,7 +103,7 @@ def test_dropout_is_drawn_again_where_a_block_is_recomputed(name: str, device: t
     for recompute in (False, True):
         model = language_model(blocks={"main": block}).to(device)
         if recompute:
-            model.activation_checkpointing_enable()
+            model.model.gradient_checkpointing = True
         torch.manual_seed(3)
         given = {key: value.to(device) for key, value in text().items()}
         learn(model, given)[0].backward()
@@ -106,11 +118,17 @@ def test_dropout_is_drawn_again_where_a_block_is_recomputed(name: str, device: t
 def test_positions(name: str, device: torch.device) -> None:
     """In the first place of the catalogue that takes it."""
     owner, _, setting = POSITIONS[name].places[0].partition(".")
-    if owner == "model":
-        model = language_model(position=name)
+    block = {"mixer": {"name": "attention"}, "channel": {"name": "glu"}}
+    settings: dict[str, Any] = {"position": name}
+    if owner != "model":
+        settings = {}
+        block["mixer"] = {"name": owner, setting: name}
+    if name.endswith("_2d"):  # of the rows and columns of an image
+        model = classifier(blocks={"main": block}, **settings)
+        pixels = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+        same_in_float64(name, model, {"pixel_values": pixels}, lambda module, given: module(**given).logits, device)
     else:
-        model = language_model(blocks={"main": {"mixer": {"name": owner, setting: name}, "channel": {"name": "glu"}}})
-    same_in_float64(name, model, text(), learn, device)
+        same_in_float64(name, language_model(blocks={"main": block}, **settings), text(), learn, device)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])

@@ -6,18 +6,22 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paribus.cli import _parser
 from paribus.data.batches import Data
+from paribus.data.images.spec import Images
 from paribus.evaluation.contract import run_checks
 from paribus.nn.component import make_mixer
 from paribus.nn.mixer import Placement
 from paribus.nn.settings import read_settings
 from paribus.studies.equalizers import TOLERANCE, count_parameters, equalize
 from paribus.studies.study import Study, read_study
+from paribus.training.model import check_model
 from paribus.training.run import Budget, Run
+from paribus.training.task import make_task
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ROOT / "docs" / "guides"
@@ -83,8 +87,18 @@ def test_the_arms_of_the_guide_are_mixers(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_data_of_the_guide_can_be_read() -> None:
-    settings = json.loads("{" + block(GUIDES / "your_own_data.md", "json", '"data"') + "}")["data"]
-    assert read_settings(Data, settings, "data").corpora == {"python": 1.0, "notes/": 3.0}
+    def data(kind: str) -> Any:
+        return json.loads("{" + block(GUIDES / "your_own_data.md", "json", f'"data": {{"{kind}"') + "}")["data"]
+
+    assert read_settings(Data, data("corpora"), "data").corpora == {"python": 1.0, "notes/": 3.0}
+    assert read_settings(Images, data("images"), "data").flip
+
+
+@pytest.mark.parametrize("name", ["hidden_words", "which_digit", "draw_digits"])
+def test_the_runs_of_the_guide_to_tasks_can_be_trained(name: str) -> None:
+    run = Run.from_json(json.loads(block(GUIDES / "tasks.md", "json", f'{{"name": "{name}"')))
+    check_model(run)
+    assert make_task(run).sequence_length > 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

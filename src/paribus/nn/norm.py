@@ -21,7 +21,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return x * scale * weight  # not in place: the compiler of torch 2.11 then loses the gradient
 
     @staticmethod
     @once_differentiable
@@ -42,7 +42,7 @@ class _L2Norm(torch.autograd.Function):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=eps)
         ctx.save_for_backward(x, weight, length)
         ctx.eps = eps
-        return (x * length.reciprocal()).mul_(weight)
+        return x * length.reciprocal() * weight  # as above
 
     @staticmethod
     @once_differentiable

@@ -75,7 +75,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _swap_halves(x).mul_(sine).addcmul_(x, cosine)
+        # Not in place at the end: the compiler of torch 2.11 then loses the gradient.
+        return torch.addcmul(_swap_halves(x).mul_(sine), x, cosine)
 
     @staticmethod
     @once_differentiable

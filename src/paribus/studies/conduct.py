@@ -106,7 +106,7 @@ class Workbench:
 
 def _summary(result: Mapping[str, Any]) -> str:
     done = outcome(result, "validation")
-    return done if result["status"] == "diverged" else f"{done}, {result['seconds']:.0f} s"
+    return f"diverged: {done}" if result["status"] == "diverged" else f"{done}, {result['seconds']:.0f} s"
 
 
 def conduct(bench: Workbench) -> StudyResult:

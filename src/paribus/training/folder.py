@@ -66,9 +66,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def outcome(result: Mapping[str, Any], split: str) -> str:
-    """How a finished run did on a split, in words."""
+    """How a run did on a split, or what diverged in it, in words."""
     if result["status"] == "diverged":
-        return f"diverged: {result['divergence']}"
+        return str(result["divergence"])
     metric = result["metric"]
     return f"{result['scores'][split][metric]:.4f} {METRICS[metric].title} ({split})"
 

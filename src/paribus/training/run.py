@@ -251,7 +251,7 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any, path: str) -> No
         here = here[key]
     if keys[-1] not in here and not free:
         raise ValueError(f"unknown setting '{path}'; {nearest(keys[-1], here)}")
-    here[keys[-1]] = value
+    here[keys[-1]] = copy.deepcopy(value)  # the caller's stays as it is, whatever a later path sets in it
 
 
 def _dict_keys(settings: Mapping[str, Any]) -> Iterable[str]:

@@ -60,7 +60,7 @@ def _state(folder: Path) -> str:
         events = read_journal(folder / "journal.jsonl")
         return f"unfinished, {events[-1]['step'] if events else 0:,} steps"
     if result["status"] == "diverged":
-        return outcome(result, "test")
+        return f"diverged: {outcome(result, 'test')}"
     return f"{outcome(result, 'test')}, {result['tokens']:,} tokens, {result['parameters']:,} parameters"
 
 

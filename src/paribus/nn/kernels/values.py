@@ -66,7 +66,7 @@ class _Values(torch.autograd.Function):
             halves(earlier_tokens, c)[1].addcmul_(sums, later)
         ctx.save_for_backward(pairs, k, log_decay, earlier_tokens)
         inside = torch.addcmul(earlier_tokens, pairs.diagonal(dim1=-2, dim2=-1)[..., None], k)
-        return inside, prefix, suffix.mul_(k), prefix[..., -1, :, None].clone()
+        return inside, prefix, suffix * k, prefix[..., -1, :, None].clone()
 
     @staticmethod
     @once_differentiable

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from paribus.nn.task import TaskModel
+from paribus.training.run import Sampling
 
 from ..form import PROOF_ROWS, ImageForm
 
 _SHIPPED = Path(__file__).parents[1] / "shipped"
 _SEED = 0
-_SAMPLING = {"steps": 10, "solver": "heun", "guidance": 1.5}
+_SAMPLING = {name: getattr(Sampling(), name) for name in ("steps", "solver", "guidance")}
 """How images are drawn where the model's config does not say."""
 _PROOF_STEPS = 3
 
