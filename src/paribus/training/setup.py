@@ -34,6 +34,8 @@ from .task import Batches, Task
 from .trainer import Trainer
 
 _CALIBRATION_STEPS = 8
+_COMPILER = (2, 13)
+"""The oldest version of torch whose compiled gradients were compared with plain ones."""
 
 
 def check_engine(run: Run) -> None:
@@ -57,7 +59,10 @@ def check_engine(run: Run) -> None:
 
 
 def _check_compiler(device: str) -> None:
-    """Refuse to compile where the tools that torch.compile calls are missing."""
+    """Refuse to compile where the tools that torch.compile calls are missing, or its own are known to be wrong."""
+    if torch.__version__ < _COMPILER:  # 2.11 lost gradients of functions that write their result in place
+        needed = ".".join(map(str, _COMPILER))
+        raise ValueError(f"run: compile is true, which needs torch {needed} or newer; {torch.__version__} is installed")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         raise ValueError(f"run: compile is true, which needs Python's header files; '{header}' is not found")

@@ -171,6 +171,9 @@ def test_a_missing_compiler_is_told_before_there_is_a_folder(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="'no-such-compiler' is not found"):
         train(small.run(text, compile=True), tmp_path / "run", cache)
+    monkeypatch.setattr(setup, "_COMPILER", (99, 1))
+    with pytest.raises(ValueError, match=r"compile is true, which needs torch 99.1 or newer; 2\.\d+\..* is installed"):
+        train(small.run(text, compile=True), tmp_path / "run", cache)
     assert not (tmp_path / "run").exists()
 
 
