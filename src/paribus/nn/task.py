@@ -54,8 +54,11 @@ class TaskModel(ParibusPreTrainedModel):
     def task_name(cls) -> str:
         """The name of the file that defines the task."""
         for base in cls.__mro__:
-            if TaskModel in base.__bases__:
-                return base.__module__.rpartition(".")[2].removeprefix("tasks_")
+            folder, _, file = base.__module__.rpartition(".")
+            if folder.endswith(f".{TASKS.kind}"):
+                return file
+            if file.startswith(f"{TASKS.kind}_"):  # in a published checkpoint, where all files are in one folder
+                return file.removeprefix(f"{TASKS.kind}_")
         raise ValueError(f"{cls.__name__} is no task")
 
 

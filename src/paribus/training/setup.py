@@ -60,7 +60,9 @@ def check_engine(run: Run) -> None:
 
 def _check_compiler(device: str) -> None:
     """Refuse to compile where the tools that torch.compile calls are missing, or its own are known to be wrong."""
-    if torch.__version__ < _COMPILER:  # 2.11 lost gradients of functions that write their result in place
+    if (
+        tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILER
+    ):  # 2.11 lost gradients of functions that write their result in place
         needed = ".".join(map(str, _COMPILER))
         raise ValueError(f"run: compile is true, which needs torch {needed} or newer; {torch.__version__} is installed")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"

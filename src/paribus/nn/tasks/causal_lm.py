@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache import StateCache
 from ..config import ParibusConfig
+from ..language import LanguageModel
 from ..loss import IGNORE, language_losses
-from ..projection import Projection
-from ..task import TaskModel
 
 
 @dataclass
@@ -26,11 +25,8 @@ class CausalLMOutput(CausalLMOutputWithPast):
     """In training, the parts that `loss` is the sum of: cross_entropy, z_loss, and those of the blocks."""
 
 
-class ParibusForCausalLM(TaskModel, GenerationMixin):
-    """The backbone and a linear head over the vocabulary.
-
-    Tied to an embedding in two factors, the head reads a reduction of the hidden states to the factors' rank.
-    """
+class ParibusForCausalLM(LanguageModel, GenerationMixin):
+    """The backbone and a linear head over the vocabulary, with `generate`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -39,25 +35,12 @@ class ParibusForCausalLM(TaskModel, GenerationMixin):
         prefix: bool = False
         """Whether `prefix_length` may be given: that many first tokens then see one another both ways."""
 
-    reads = "text"
     causal = True
-    _tied_weights_keys = {"head.weight": "model.embedding.table.weight"}
     _is_stateful = True  # states cannot be cropped: transformers then refuses assisted generation by itself
 
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
-        rank = config.embedding["rank"] if config.tie_word_embeddings else 0
-        self.reduction = Projection(config.hidden_size, rank) if rank else None
-        self.head = nn.Linear(rank or config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head."""
-        return self.head
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the head."""
-        self.head = new_embeddings
 
     def forward(
         self,
@@ -101,7 +84,7 @@ class ParibusForCausalLM(TaskModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=bool(output_hidden_states),
         )
-        x = hidden.last_hidden_state if self.reduction is None else self.reduction(hidden.last_hidden_state)
+        x = self.reduced(hidden.last_hidden_state)
         if targets is None and labels is not None:
             targets = functional.pad(labels, (0, 1), value=IGNORE)[:, 1:]
         loss, losses = None, None

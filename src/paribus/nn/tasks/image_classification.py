@@ -45,6 +45,7 @@ class ParibusForImageClassification(TaskModel):
 
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
+        self.class_token = config.image_config.class_token
         self.head = nn.Linear(config.hidden_size, self.settings.num_classes)
         self.post_init()
 
@@ -70,7 +71,7 @@ class ParibusForImageClassification(TaskModel):
             pixel_values=pixel_values, inputs_embeds=inputs_embeds, output_hidden_states=bool(output_hidden_states)
         )
         x = hidden.last_hidden_state
-        features = x[:, -1] if self.config.image_config.class_token else x.mean(1)
+        features = x[:, -1] if self.class_token else x.mean(1)
         logits = self.head(features)
         loss, losses = None, None
         if labels is not None:

@@ -87,7 +87,7 @@ class ParibusForImageGeneration(TaskModel):
 
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
-        image = config.image_config
+        image = self.image = config.image_config
         if image.class_token:
             raise ValueError("model: image: class_token is true; the task image_generation has none, false is needed")
         for name, block in zip(config.layer_blocks(), self.model.blocks, strict=True):
@@ -131,7 +131,7 @@ class ParibusForImageGeneration(TaskModel):
         x = hidden.last_hidden_state
         scale, shift = self.modulation(c, x)
         patches = self.head((1 + scale) * x + shift)
-        found = from_patches(patches, self.config.image_config)
+        found = from_patches(patches, self.image)
         loss, losses = None, None
         if velocity is not None:
             wide = torch.promote_types(found.dtype, torch.float32)

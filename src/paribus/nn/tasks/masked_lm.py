@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput as _MaskedLMOutput
 
 from ..config import ParibusConfig
+from ..language import LanguageModel
 from ..loss import IGNORE, language_losses
-from ..projection import Projection
-from ..task import TaskModel
 
 
 @dataclass
@@ -21,10 +20,8 @@ class MaskedLMOutput(_MaskedLMOutput):
     """In training, the parts that `loss` is the sum of: cross_entropy, z_loss, and those of the blocks."""
 
 
-class ParibusForMaskedLM(TaskModel):
+class ParibusForMaskedLM(LanguageModel):
     """The backbone and a linear head over the vocabulary (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
-
-    Tied to an embedding in two factors, the head reads a reduction of the hidden states to the factors' rank.
 
     Differs: BERT has one more map, activation and norm before its head; here the backbone's last norm is all.
     """
@@ -44,9 +41,7 @@ class ParibusForMaskedLM(TaskModel):
             if self.mask_token < 0:
                 raise ValueError(f"task masked_lm: mask_token is {self.mask_token}; the number of a token is needed")
 
-    reads = "text"
     causal = False
-    _tied_weights_keys = {"head.weight": "model.embedding.table.weight"}
 
     def __init__(self, config: ParibusConfig) -> None:
         super().__init__(config)
@@ -55,18 +50,7 @@ class ParibusForMaskedLM(TaskModel):
                 f"task masked_lm: mask_token is {self.settings.mask_token}; vocab_size is {config.vocab_size}, "
                 "and a smaller number is needed"
             )
-        rank = config.embedding["rank"] if config.tie_word_embeddings else 0
-        self.reduction = Projection(config.hidden_size, rank) if rank else None
-        self.head = nn.Linear(rank or config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head."""
-        return self.head
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the head."""
-        self.head = new_embeddings
 
     def forward(
         self,
@@ -99,16 +83,12 @@ class ParibusForMaskedLM(TaskModel):
         loss, losses = None, None
         if labels is not None:
             places = (labels.flatten() != IGNORE).nonzero()[:, 0]  # few of all: the head reads no others
-            asked = self._reduced(x.flatten(0, 1).index_select(0, places))
+            asked = self.reduced(x.flatten(0, 1).index_select(0, places))
             targets = labels.flatten()[places]
             loss, losses = language_losses(asked[None], self.head.weight, targets[None], hidden.losses, z_loss)
         return MaskedLMOutput(
             loss=loss,
-            logits=self.head(self._reduced(x)) if return_logits else None,
+            logits=self.head(self.reduced(x)) if return_logits else None,
             hidden_states=hidden.hidden_states,
             losses=losses,
         )
-
-    def _reduced(self, x: Tensor) -> Tensor:
-        """What the head reads: [..., D] -> [..., D], or [..., rank]."""
-        return x if self.reduction is None else self.reduction(x)
