@@ -15,13 +15,16 @@ from .settings import nearest
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps the input and one number a vector; on the CPU, torch's own is a dozen operations, each with its memory."""
+    """Keeps the input and one number a vector; on the CPU, torch's own is a dozen operations, each with its memory.
+
+    A compiler makes one of them, so that compiled code has torch's own.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return x * scale * weight  # not in place: the compiler of torch 2.11 then loses the gradient
+        return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable
@@ -42,7 +45,7 @@ class _L2Norm(torch.autograd.Function):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=eps)
         ctx.save_for_backward(x, weight, length)
         ctx.eps = eps
-        return x * length.reciprocal() * weight  # as above
+        return x * length.reciprocal() * weight  # not in place: the compiler of torch 2.11 then loses the gradient
 
     @staticmethod
     @once_differentiable
@@ -86,7 +89,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         compute = torch.promote_types(x.dtype, torch.float32)
         y: Tensor = _RMSNorm.apply(x.to(compute), self.weight.to(compute), self.eps)
@@ -107,7 +110,7 @@ class SimpleRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return functional.rms_norm(x, (self.width,), None, self.eps)
         compute = torch.promote_types(x.dtype, torch.float32)
         y: Tensor = _RMSNorm.apply(x.to(compute), torch.ones(self.width, dtype=compute), self.eps)
