@@ -131,7 +131,7 @@ def test_what_cannot_be_published_costs_no_result(monkeypatch: pytest.MonkeyPatc
     output = io.StringIO()
     for arm in example_tasks().arms:
         command._publish(Console(file=output, width=120), arm, tmp_path)
-    assert published == [f"{tmp_path.name}-attention+text", f"{tmp_path.name}-gla+text"]
+    assert published == [f"{tmp_path.name}-attention-text", f"{tmp_path.name}-gla-text"]
     assert "attention+digits is not published: a classifier needs colours" in output.getvalue()
     assert output.getvalue().count("a sample of its text") == 2
 

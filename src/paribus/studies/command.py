@@ -65,7 +65,7 @@ def study_command(
 def _publish(console: Console, best: ArmResult, folder: Path) -> None:
     """Publish the best arm of a level, by the run of its first finished seed."""
     run = next(seed for seed in best.seeds if seed.status == "finished")
-    out = folder / f"{folder.name}-{best.name}"
+    out = folder / f"{folder.name}-{best.name.replace('+', '-')}"  # transformers makes a module's name of it
     try:
         with console.status(f"publishing {best.name} and proving that it loads"):
             publish_run(Path(run.run_folder), out)
