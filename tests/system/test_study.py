@@ -158,8 +158,9 @@ def test_two_mixers_under_two_tasks(
         assert metric in printed.out
         arms = [arm for arm in result.arms if arm.labels["task"] == task]
         best = min(arms, key=lambda arm: arm.mean or 0.0)
-        assert f"published {Path('runs') / 'tasks' / f'tasks-{best.name}'}" in printed.out
-        assert (folder / f"tasks-{best.name}" / "README.md").is_file()
+        name = f"tasks-{best.name.replace('+', '-')}"
+        assert f"published {Path('runs') / 'tasks' / name}" in printed.out
+        assert (folder / name / "README.md").is_file()
     assert printed.out.count("a sample of its text") == 1
     assert "base64" not in printed.out
     runs = [path for path in folder.parent.glob("*/result.json") if path.parent != folder]
