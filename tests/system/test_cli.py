@@ -136,7 +136,7 @@ def test_from_a_run_to_text(output: Output, text: Path, tmp_path: Path) -> None:
 
 
 def ticks() -> list[Tick]:
-    return [Tick(step, 1000, 2.0, 1e4) for step in range(5, 1001, 5)]
+    return [Tick(step, 1000, 2.0, 1e4, 1.0) for step in range(5, 1001, 5)]
 
 
 def test_progress_elsewhere_than_on_a_terminal() -> None:

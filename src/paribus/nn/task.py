@@ -45,10 +45,18 @@ class TaskModel(ParibusPreTrainedModel):
         if (config.image is None) != (self.reads == "text"):
             given, needed = ("null", "its sizes") if config.image is None else ("given", "null")
             raise ValueError(f"model: image is {given}; the task {name} reads {self.reads} and needs {needed}")
-        self.settings = read_settings(
-            self.Config, {k: v for k, v in config.task.items() if k != "name"}, f"task {name}"
-        )
+        self.settings = self.settings_of(config)
         self.model = ParibusModel(config)
+
+    @classmethod
+    def settings_of(cls, config: ParibusConfig) -> Any:
+        """The `Config` that a model's ``task`` holds beside the name.
+
+        Raises:
+            ValueError: a key or a value that the task does not know.
+        """
+        settings = {key: value for key, value in config.task.items() if key != "name"}
+        return read_settings(cls.Config, settings, f"task {config.task['name']}")
 
     @classmethod
     def task_name(cls) -> str:

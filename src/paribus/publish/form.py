@@ -141,7 +141,7 @@ class ImageForm(Form):
 
     def __init__(self, model: TaskModel, symbols: Sequence[str]) -> None:
         super().__init__(model, tuple(symbols))
-        known = model.config.task.get("num_classes", type(model).Config().num_classes)
+        known = model.settings.num_classes
         if len(self.symbols) != known or len(set(self.symbols)) != known:
             raise ValueError(
                 f"the classes are called {', '.join(map(repr, self.symbols))}; the model knows {known}, "

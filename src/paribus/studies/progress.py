@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from paribus.training.loop import Tick
-from paribus.training.task import make_task
 
 from .executor import Task
 
@@ -91,13 +90,11 @@ class StudyProgress:
         for column in ("run", "step", "loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column == "run" else "right")
         for task, tick, _ in self._ticks.values():
-            tokens = make_task(task.run).tokens_per_step
-            left = (tick.total_steps - tick.step) * tokens / max(tick.tokens_per_second, 1e-9)
             table.add_row(
                 task.run.name,
                 f"{tick.step:,}/{tick.total_steps:,}",
                 f"{tick.loss:.3f}",
                 f"{tick.tokens_per_second:,.0f}",
-                f"{left:.0f} s",
+                f"{tick.seconds_left:.0f} s",
             )
         return Group(table, self._bar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from paribus.data.images.batches import ImageBatches, LabelledImages, held_out_images
 from paribus.data.images.spec import Images
 from paribus.nn.patches import ImageConfig
-from paribus.nn.settings import read_settings
 
 from .run import Run
 from .task import Task
@@ -37,7 +37,7 @@ class ImageTask(Task):
         assert isinstance(self.run.data, Images), "checked in Task"
         return self.run.data
 
-    @property
+    @cached_property
     def image(self) -> ImageConfig:
         """What the model's images look like."""
         return self.config.image_config
@@ -47,12 +47,10 @@ class ImageTask(Task):
         """Tokens of one image."""
         return self.image.num_tokens
 
-    @property
+    @cached_property
     def num_classes(self) -> int:
         """Classes that the model knows."""
-        name = self.config.task["name"]
-        settings = {key: value for key, value in self.config.task.items() if key != "name"}
-        num_classes: int = read_settings(self.model_class.Config, settings, f"task {name}").num_classes
+        num_classes: int = self.model_class.settings_of(self.config).num_classes
         return num_classes
 
     @property

@@ -47,6 +47,8 @@ class Tick:
     total_steps: int
     loss: float
     tokens_per_second: float
+    seconds_left: float
+    """If the steps to come take as long as this one."""
 
 
 def train(
@@ -160,7 +162,7 @@ def _advance(trainer: Trainer, journal: Journal, measure: Measure, watch: Callab
     if divergence is None and logged:
         _tell(trainer, journal, "train", **change.facts)
         with together(trainer.accelerator):
-            watch(Tick(step, total, change.loss, trainer.task.tokens_per_step / seconds))
+            watch(Tick(step, total, change.loss, trainer.task.tokens_per_step / seconds, (total - step) * seconds))
     if divergence is None and step in _evaluated_steps(total, trainer.run.evaluation.points):
         with trainer.evaluated():
             score = measure.validation(trainer.bare_model)

@@ -170,6 +170,13 @@ def test_a_judge_of_other_images_is_refused(
     assert str(caught.value) == f"sampling: judge '{folder}': {message}"
 
 
+def test_a_judge_is_refused_before_there_is_a_folder(cache: Path, tmp_path: Path) -> None:
+    run = make(evaluation={"sampling": {"num_images": 2, "judge": str(tmp_path / "nobody")}})
+    with pytest.raises(ValueError, match="nobody' is not a run"):
+        train(run, tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_judge_that_is_none_is_refused(folder: Path, cache: Path, tmp_path: Path) -> None:
     other = tmp_path / "generator"
     train(make(budget={"steps": 1}), other, cache)

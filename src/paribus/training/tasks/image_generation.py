@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from paribus.data.images.batches import ImageBatch
+from paribus.data.images.batches import ImageBatch, ImageBatches
 from paribus.evaluation.flow_loss import flow_losses, on_the_way, pixels_alone, pixels_together
 
 from ..image_task import SPLITS, ImageTask
+from ..judge import find_judge
 from ..samples import SampleQuality
 from ..task import Inputs, Measure, Quality, TrivialBaseline
 
@@ -48,6 +49,14 @@ class ImageGeneration(ImageTask):
                 raise ValueError(
                     f"objective of image_generation: class_dropout is {self.class_dropout}; 0 to 1 is allowed"
                 )
+
+    def batches(self, cache: Path) -> ImageBatches:
+        """Batches of the set; a judge that is named is looked at now, not at the end of the training."""
+        batches = super().batches(cache)
+        judge = self.run.evaluation.sampling.judge
+        if judge is not None and self.run.evaluation.sampling.num_images:
+            find_judge(judge, self.data, self.config, batches.class_names, cache)
+        return batches
 
     def inputs(self, batch: ImageBatch, step: int) -> Inputs:
         """Images on their way from noise, and their velocities."""
